@@ -1,0 +1,27 @@
+"""What `scripts/nsbuild` starts: gives the caller's environment back, then runs the command line."""
+
+import os
+from collections.abc import MutableMapping
+
+# Agreed with scripts/nsbuild, reasons in docs/decisions/entry-point.md
+PREFIX = b"NSBUILD_CALLER_"
+# bash exports these whether or not the caller did; Python adds LC_CTYPE in the C locale (PEP 538), even with -I.
+ADDED = (b"LC_CTYPE", b"OLDPWD", b"PWD", b"SHLVL", b"_")
+
+
+def restore_environment(environ: MutableMapping[bytes, bytes]) -> None:
+    """Undo what the wrapper, bash and Python did to the environment; without the wrapper's mark, nothing."""
+    if environ.pop(PREFIX, None) is None:
+        return
+    for name in ADDED:
+        environ.pop(name, None)
+    for name in [name for name in environ if name.startswith(PREFIX)]:
+        environ[name.removeprefix(PREFIX)] = environ.pop(name)
+
+
+if __name__ == "__main__":
+    restore_environment(os.environb)
+
+    from nsbuild.cli import main
+
+    raise SystemExit(main())
