@@ -1,0 +1,66 @@
+"""Every error a user can meet: a code, one sentence that names the thing and the place, and the fix."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Every exit status of ours. `compile`, `exec` and `run` otherwise give the command's own, or 128+n."""
+
+    OK = 0
+    USAGE = 2
+    """Bad arguments, or no such source or buildpack."""
+    NO_BUILDPACK = 10
+    COMPILE_FAILED = 11
+    RELEASE_FAILED = 12
+    LIMIT = 13
+    """`build`: its time or size limit."""
+    AUDIT = 14
+    AFTER_COMMAND = 123
+    """`compile`, `exec`, `run`: nsbuild failed after the command had run."""
+    TIMEOUT = 124
+    """`compile`, `exec`, `run`: the time limit."""
+    REFUSED = 125
+    """Refused, or failed ourselves, before the command ran (kernel, disk full, misuse)."""
+    CANNOT_EXECUTE = 126
+    NOT_FOUND = 127
+    INTERRUPTED = 130
+
+
+class NsbuildError(Exception):
+    """What went wrong, for a person.
+
+    `sentence` names the thing, the place and the reason; `fix`, when there is one, is what to do about it.
+    `code` is what the process exits with.
+    """
+
+    code: ExitCode = ExitCode.REFUSED
+
+    def __init__(self, sentence: str, fix: str = "", code: ExitCode | None = None) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.fix = fix
+        if code is not None:
+            self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.sentence} {self.fix}".rstrip()
+
+
+class UsageError(NsbuildError):
+    """Bad arguments, or a source or buildpack that is not there."""
+
+    code = ExitCode.USAGE
+
+
+class Refused(NsbuildError):
+    """We could not, or would not: the kernel, the disk, somebody else's directory."""
+
+    code = ExitCode.REFUSED
+
+
+class Interrupted(NsbuildError):
+    """A person or a supervisor asked us to stop."""
+
+    code = ExitCode.INTERRUPTED

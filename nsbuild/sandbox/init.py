@@ -1,0 +1,231 @@
+"""The child's side of a launch: identity map, mounts, pivot, privileges, pid 1, exec.
+
+Runs in the process that `kernel.clone` made, as the user of the view, with every namespace new. Whatever it
+imports must be imported before: after the pivot the interpreter's own files are gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+import select
+import struct
+
+from nsbuild.sandbox import kernel, mounts, privileges
+from nsbuild.sandbox.value import Value
+from nsbuild.sandbox.view import View
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Mapping
+    from typing import NoReturn
+else:
+    import _signal as signal  # without the enums of `signal`: 4 ms
+
+FORWARDED = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+)
+_TO_THE_GROUP = (signal.SIGINT, signal.SIGQUIT)
+"""What a terminal would send to the whole foreground group: a shell alone waits for its child to end."""
+
+
+class Command(Value):
+    """What pid 1 runs. `env` and `argv` are bytes, as the kernel takes them; `filter` is the seccomp program."""
+
+    argv: tuple[bytes, ...]
+    env: Mapping[bytes, bytes]
+    cwd: str
+    filter: bytes
+
+
+class Descriptors(Value):
+    """What the child was given: stdio of the command, the status pipe, a pipe that ends with the launcher.
+
+    `mounts` are detached mounts that a privileged launcher took, by source path; the skeleton's is `root`.
+    """
+
+    stdin: int
+    stdout: int
+    stderr: int
+    status: int
+    alive: int
+    mounts: Mapping[str, int]
+
+
+def send(fd: int, *message: str | int) -> None:
+    """One message to the launcher: below PIPE_BUF, so it arrives whole."""
+    body = marshal.dumps(message)
+    os.write(fd, struct.pack("<I", len(body)) + body)
+
+
+def run(
+    view: View, skeleton: str, command: Command, given: Descriptors, before_pivot: Callable[[], None] | None
+) -> NoReturn:
+    """Become pid 1 of the view and never return."""
+    step = mounts.Step()
+    try:
+        os.setsid()
+        _map_identity(view, step)
+        if before_pivot is not None:
+            step.name = "network"
+            before_pivot()
+        mounts.see(view, skeleton, given.mounts, step)
+        step.name = "drop privileges"
+        privileges.drop_all()
+        privileges.die_with_parent()
+        if select.select([given.alive], [], [], 0)[0]:
+            os._exit(125)  # the launcher died before it could take us with it
+        privileges.hide_command_line()
+        privileges.set_dumpable(False)
+        step.name = "start the command"
+        _be_init(command, given)
+    except BaseException as error:
+        number = error.errno if isinstance(error, OSError) else 0
+        call = getattr(error, "call", type(error).__name__)
+        path = getattr(error, "path", "") or getattr(error, "filename", None) or ""
+        send(given.status, "failed", step.name, call, str(path), number or 0, str(error)[:1000])
+    os._exit(125)
+
+
+def _map_identity(view: View, step: mounts.Step) -> None:
+    # The identity: under a map to 0, tar and apt believe they are root, chown and fail.
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{view.user.uid} {view.user.uid} 1"),
+        ("gid_map", f"{view.user.gid} {view.user.gid} 1"),
+    ):
+        step.name = name
+        fd = os.open(f"/proc/self/{name}", os.O_WRONLY)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+
+def _be_init(command: Command, given: Descriptors) -> NoReturn:
+    """pid 1: start the command, reap everything, forward what comes from outside, end with the command."""
+    result_r, result_w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(result_r)
+        _exec(command, given, result_w)
+    os.close(result_w)
+    # Held open here, the command's pipes would not end when the command closes them.
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    keep = sorted({given.status, result_r})
+    _close_all_but(keep)
+    failure = os.read(result_r, 4096)
+    os.close(result_r)
+    if failure:
+        send(given.status, "cannot", *marshal.loads(failure))
+        os._exit(125)
+    send(given.status, "started")
+    while True:
+        info = signal.sigwaitinfo(signal.valid_signals())
+        if info.si_signo == signal.SIGCHLD:
+            status = _reap(pid)
+            if status is not None:
+                send(given.status, "exited", status)
+                code = os.waitstatus_to_exitcode(status)
+                os._exit(code if code >= 0 else 128 - code)
+        elif info.si_pid == 0 and info.si_signo in FORWARDED:
+            # 0: the sender is outside. Anybody inside can signal the command without our help.
+            group = info.si_signo in _TO_THE_GROUP
+            try:
+                (os.killpg if group else os.kill)(pid, info.si_signo)
+            except ProcessLookupError:
+                continue
+
+
+def _reap(command: int) -> int | None:
+    """Every child that has ended (orphans are ours); the command's wait status once it is among them."""
+    status = None
+    while True:
+        try:
+            pid, ended = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return status
+        if pid == 0:
+            return status
+        if pid == command:
+            status = ended
+
+
+def _close_all_but(keep: list[int]) -> None:
+    low = 3
+    for fd in keep:
+        kernel.close_range(low, fd - 1)
+        low = fd + 1
+    kernel.close_range(low, 0x7FFFFFFF)
+
+
+def _exec(command: Command, given: Descriptors, result: int) -> NoReturn:
+    step = "setsid"
+    try:
+        os.setsid()
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            # Python ignores SIGPIPE and SIGXFSZ, and a caller may ignore more; execve keeps that.
+            signal.signal(number, signal.SIG_DFL)
+        _take_stdio(given)
+        if result != 3:
+            os.dup2(result, 3, inheritable=False)
+            result = 3
+        _close_all_but([3])
+        os.umask(0o022)
+        step = "chdir"
+        os.chdir(command.cwd)
+        step = "seccomp"
+        if command.filter:
+            kernel.seccomp_set_filter(command.filter)
+        step = "exec"
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _execve(command)
+    except OSError as error:
+        os.write(result, marshal.dumps((step, error.errno or 0)))
+    except BaseException as error:
+        os.write(result, marshal.dumps((f"{step}: {error!r}"[:500], 0)))
+    os._exit(125)
+
+
+def _take_stdio(given: Descriptors) -> None:
+    # Out of the way first: one of them may be 0, 1 or 2 already, in another order.
+    moved = [_above(fd) for fd in (given.stdin, given.stdout, given.stderr)]
+    for number, fd in enumerate(moved):
+        os.dup2(fd, number)
+
+
+def _above(fd: int) -> int:
+    """A duplicate that is not 0, 1 or 2."""
+    low = []
+    while (fd := os.dup(fd)) < 3:
+        low.append(fd)
+    return fd
+
+
+def _execve(command: Command) -> None:
+    program = command.argv[0]
+    candidates = [program]
+    if b"/" not in program:
+        path = command.env.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin")
+        candidates = [os.path.join(directory or b".", program) for directory in path.split(b":")]
+    worst: OSError = FileNotFoundError(errno.ENOENT, "not found")
+    for candidate in candidates:
+        try:
+            os.execve(candidate, command.argv, command.env)
+        except OSError as error:
+            if error.errno == errno.ENOEXEC:
+                # A script without #!: shells and execvp(3) run it with sh, and so do builders.
+                os.execve(b"/bin/sh", (b"sh", candidate, *command.argv[1:]), command.env)
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                worst = error
+    raise worst

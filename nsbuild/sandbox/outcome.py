@@ -1,0 +1,56 @@
+"""How a launch ended, or why it did not begin."""
+
+from __future__ import annotations
+
+from nsbuild.sandbox.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class LaunchError(Exception):
+    """The command was not started: which step failed, in which call, on what, with which errno.
+
+    `probe.explain` turns it into the restriction and the fix.
+    """
+
+    def __init__(self, step: str, call: str, path: str, number: int, text: str) -> None:
+        super().__init__(f"{step}: {text}")
+        self.step = step
+        self.call = call
+        self.path = path
+        self.errno = number
+        self.text = text
+
+
+class Outcome(Value):
+    """How a launch ended.
+
+    `status` is the command's exit status, `signal` what killed it; both None when it was not started, and
+    `error` then says why (`not found` or `cannot execute`, and the step that failed). Times are in seconds.
+    `came_back` tells for every placed directory what was found there afterwards.
+    """
+
+    status: int | None
+    signal: int | None = None
+    error: str = ""
+    error_number: int = 0
+    timed_out: bool = False
+    forwarded: tuple[int, ...] = ()
+    timings: Mapping[str, float] = {}
+    max_rss_kib: int = 0
+    user_seconds: float = 0.0
+    system_seconds: float = 0.0
+    came_back: Mapping[str, str] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell would show: the status, 128+n for signal n, 124 for the time limit, 126, 127."""
+        if self.timed_out:
+            return 124
+        if self.signal is not None:
+            return 128 + self.signal
+        if self.status is not None:
+            return self.status
+        return 127 if self.error == "not found" else 126

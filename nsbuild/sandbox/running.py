@@ -1,0 +1,215 @@
+"""One launched process, seen from its parent: clone, messages, signals, the end."""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+import stat
+import struct
+import time
+
+from nsbuild.sandbox import as_root, init, kernel
+from nsbuild.sandbox.outcome import LaunchError, Outcome
+from nsbuild.sandbox.skeleton import Skeleton
+from nsbuild.sandbox.view import View
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+else:
+    import _signal as signal  # without the enums of `signal`: 4 ms
+
+_NAMESPACES = (
+    kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
+)
+
+
+class Running:
+    """A child of this process that is, or soon will be, pid 1 of a view."""
+
+    def __init__(
+        self, view: View, skeleton: Skeleton, command: init.Command, stdio: tuple[int, int, int], began: float
+    ) -> None:
+        self._skeleton = skeleton
+        self._buffer = b""
+        self.messages: list[tuple[Any, ...]] = []
+        self.timings = {"prepare": time.monotonic() - began}
+        self._cloned = time.monotonic()
+        self._started = 0.0
+        before_pivot = None
+        namespaces = _NAMESPACES
+        if view.network == "none":
+            from nsbuild.sandbox.network import bring_loopback_up
+
+            before_pivot = bring_loopback_up
+            namespaces |= kernel.CLONE_NEWNET
+        status_r, status_w = os.pipe()
+        alive_r, self._alive = os.pipe()
+        _own_pipes(view, stdio)
+
+        def child(mounts: Mapping[str, int]) -> None:
+            os.close(status_r)
+            os.close(self._alive)
+            given = init.Descriptors(*stdio, status_w, alive_r, mounts)
+            init.run(view, skeleton.path, command, given, before_pivot)
+
+        mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+        try:
+            self.pid = _clone(view, skeleton, namespaces, child, status_w)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.close(status_w)
+            os.close(alive_r)
+            if not hasattr(self, "pid"):
+                os.close(status_r)
+                os.close(self._alive)
+        self.fd = status_r
+        self.pidfd = os.pidfd_open(self.pid)
+
+    @classmethod
+    def start(cls, view: View, skeleton: Skeleton, command: init.Command, stdio: tuple[int, int, int]) -> Running:
+        """Prepare the skeleton and clone. Whatever was placed is given back when that fails."""
+        began = time.monotonic()
+        skeleton.take()
+        try:
+            skeleton.prepare(view)
+            return cls(view, skeleton, command, stdio, began)
+        except BaseException:
+            skeleton.give_back()
+            raise
+
+    def read(self) -> bool:
+        """Take what the child reports; False at the end of it."""
+        data = os.read(self.fd, 65536)
+        self._buffer += data
+        while len(self._buffer) >= 4:
+            (size,) = struct.unpack_from("<I", self._buffer)
+            if len(self._buffer) < 4 + size:
+                break
+            message = marshal.loads(self._buffer[4 : 4 + size])
+            self._buffer = self._buffer[4 + size :]
+            self.messages.append(message)
+            if message[0] == "started":
+                self._started = time.monotonic()
+                self.timings["start"] = self._started - self._cloned
+        return bool(data)
+
+    def kill(self, number: int) -> None:
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            return
+
+    def abandon(self) -> None:
+        """Kill everything and give things back: the caller's side has failed."""
+        if self.pidfd >= 0:
+            self.kill(signal.SIGKILL)
+            try:
+                self.finish()
+            except LaunchError:
+                return
+
+    def finish(self) -> Outcome:
+        """Wait for pid 1 (the kernel has killed the rest of its namespace by then) and give things back."""
+        while self.read():
+            continue
+        _, status, usage = os.wait4(self.pid, 0)
+        now = time.monotonic()
+        self.timings["run"] = now - (self._started or self._cloned)
+        for fd in (self.fd, self.pidfd, self._alive):
+            os.close(fd)
+        self.pidfd = -1
+        came_back = self._skeleton.give_back()
+        self.timings["give back"] = time.monotonic() - now
+        return _outcome(self.messages, status, usage, self.timings, came_back)
+
+
+def _outcome(
+    messages: Sequence[tuple[Any, ...]],
+    init_status: int,
+    usage: object,
+    timings: dict[str, float],
+    came_back: dict[str, str],
+) -> Outcome:
+    rest: dict[str, Any] = {
+        "timings": timings,
+        "max_rss_kib": getattr(usage, "ru_maxrss", 0),
+        "user_seconds": getattr(usage, "ru_utime", 0.0),
+        "system_seconds": getattr(usage, "ru_stime", 0.0),
+        "came_back": came_back,
+    }
+    for kind, *detail in messages:
+        if kind == "exited":
+            code = os.waitstatus_to_exitcode(detail[0])
+            return Outcome(code if code >= 0 else None, -code if code < 0 else None, **rest)
+        if kind == "failed":
+            step, call, path, number, text = detail
+            raise LaunchError(step, call, path, number, text)
+        if kind == "cannot":
+            step, number = str(detail[0]), int(str(detail[1]))
+            if step not in ("exec", "chdir"):
+                raise LaunchError(step, step, "", number, os.strerror(number) if number else step)
+            missing = step == "exec" and number in (errno.ENOENT, errno.ENOTDIR)
+            error = "not found" if missing else "cannot execute" if step == "exec" else "no working directory"
+            return Outcome(None, None, error, number, **rest)
+    code = os.waitstatus_to_exitcode(init_status)
+    if code < 0:
+        # pid 1 was killed before it could report: by our own SIGKILL, the kernel's memory killer, a person.
+        return Outcome(None, -code, **rest)
+    raise LaunchError("start", "clone", "", 0, "the sandbox's first process ended without a word")
+
+
+def _clone(
+    view: View,
+    skeleton: Skeleton,
+    namespaces: int,
+    child: Callable[[Mapping[str, int]], None],
+    status_w: int,
+) -> int:
+    """The pid of the new pid 1, a child of this process in any case."""
+    if os.geteuid() != 0:
+        try:
+            pid = kernel.clone(namespaces)
+        except kernel.KernelError as error:
+            raise LaunchError("clone", "clone", "", error.errno or 0, str(error)) from None
+        if pid == 0:
+            _become(lambda: child({}), status_w)
+        return pid
+    # As root: a process in between becomes the build's user first, so that the namespace is that user's. It
+    # leaves at once; CLONE_PARENT makes pid 1 ours all the same.
+    report_r, report_w = os.pipe()
+    between = kernel.clone(0)
+    if between == 0:
+        os.close(report_r)
+        _become(lambda: as_root.drop_and_clone(view, skeleton, namespaces, child, report_w), status_w)
+    os.close(report_w)
+    with open(report_r, "rb") as report:  # noqa: PTH123
+        message = report.read()
+    os.waitpid(between, 0)
+    answer: tuple[Any, ...] = marshal.loads(message) if message else ("failed", "start", "setuid", "", 0, "no answer")
+    kind, *detail = answer
+    if kind == "pid":
+        return int(detail[0])
+    raise LaunchError(*detail)
+
+
+def _become(child: Callable[[], None], status_w: int) -> None:
+    """Run the child's side; it must never return into the caller's stack."""
+    try:
+        child()
+    except BaseException as error:
+        init.send(status_w, "failed", "start", type(error).__name__, "", 0, str(error)[:1000])
+    finally:
+        os._exit(125)
+
+
+def _own_pipes(view: View, stdio: tuple[int, int, int]) -> None:
+    """`echo >/dev/stdout` opens the pipe again, by its owner's rights."""
+    if os.geteuid() != 0:
+        return
+    for fd in stdio[1:]:
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            os.fchown(fd, view.user.uid, -1)

@@ -1,0 +1,251 @@
+"""The directory on disk that becomes `/`: made, verified, filled by rename and emptied again.
+
+A build may write into `/` and everything below it that is not a mount, so what lies in a skeleton after the
+first command is hostile: it is reached by descriptor, beneath the skeleton, never through a symlink.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from nsbuild.sandbox import kernel
+from nsbuild.sandbox.outcome import LaunchError
+from nsbuild.sandbox.view import Directory, Operation, Place, Symlink, View
+from nsbuild.tree.remove import remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_BENEATH = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
+_RENAME_NEEDS = stat.S_IRWXU
+
+
+def mount_point_kind(operation: Operation) -> str:
+    """`file` or `directory`: what an operation needs to find at its path."""
+    from nsbuild.sandbox.view import Bind, File
+
+    if isinstance(operation, File) or (isinstance(operation, Bind) and not operation.directory):
+        return "file"
+    return "directory"
+
+
+def contents(view: View) -> list[tuple[str, str, int | str]]:
+    """What must lie in the skeleton: (path, kind, mode or target), parents first.
+
+    What lies below a mount or a placed directory is not the skeleton's.
+    """
+    found: dict[str, tuple[str, str, int | str]] = {}
+    covered: list[str] = []
+    for operation in view.operations:
+        path = operation.path
+        if isinstance(operation, Place):
+            covered.append(path)
+            continue
+        if any(path.startswith(f"{other}/") for other in covered):
+            continue
+        if isinstance(operation, Directory):
+            found[path] = (path, "directory", operation.mode)
+            continue
+        if isinstance(operation, Symlink):
+            found[path] = (path, "symlink", operation.target)
+            continue
+        parts = path.split("/")[1:-1]
+        for depth in range(len(parts)):
+            parent = "/" + "/".join(parts[: depth + 1])
+            found.setdefault(parent, (parent, "directory", 0o755))
+        kind = mount_point_kind(operation)
+        found.setdefault(path, (path, kind, 0o755 if kind == "directory" else 0o644))
+        covered.append(path)
+    return list(found.values())
+
+
+class Skeleton:
+    """One workspace's root directory, for one launch at a time: `take`, `prepare`, `give_back`."""
+
+    def __init__(self, workspace: str) -> None:
+        self.workspace = workspace
+        self.path = f"{workspace}/root"
+        self._fd = -1
+        self._made: dict[str, tuple[int, int, str]] = {}
+        self._placed: list[tuple[str, str, int]] = []
+        self._taken = False
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    def take(self) -> None:
+        """Claim it for one launch, until `give_back`. Raises LaunchError."""
+        if self._taken:
+            raise _in_use(self.path)
+        self._taken = True
+
+    def prepare(self, view: View) -> None:
+        """Make the skeleton, or reuse the one of the launch before when nothing in it has changed."""
+        if not (self._fd >= 0 and self._made and self._listing() == self._made and self._fits(view)):
+            self.discard()
+            self._make(view)
+        for operation in view.operations:
+            if isinstance(operation, Place):
+                self._place(operation)
+
+    def _fits(self, view: View) -> bool:
+        return {path for path, _, _ in contents(view)} == set(self._made) - {"/"}
+
+    def _make(self, view: View) -> None:
+        os.mkdir(self.path, 0o755)
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        import fcntl
+
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _in_use(self.path) from None
+        uid, gid = (0, 0) if view.user.root_on_disk else (view.user.uid, view.user.gid)
+        chown = os.geteuid() == 0 and uid != 0
+        for path, kind, detail in contents(view):
+            relative = path[1:]
+            if kind == "symlink":
+                os.symlink(str(detail), relative, dir_fd=self._fd)
+            elif kind == "directory":
+                os.mkdir(relative, 0o700, dir_fd=self._fd)
+                os.chmod(relative, int(detail), dir_fd=self._fd)  # mkdir obeys the caller's umask
+            else:
+                fd = os.open(relative, os.O_CREAT | os.O_EXCL | os.O_WRONLY, int(detail), dir_fd=self._fd)
+                os.close(fd)
+            if chown:
+                os.chown(relative, uid, gid, dir_fd=self._fd, follow_symlinks=False)
+        os.fchmod(self._fd, 0o755)
+        if chown:
+            os.fchown(self._fd, uid, gid)
+        self._made = self._listing()
+
+    def _listing(self) -> dict[str, tuple[int, int, str]]:
+        """path -> (mode with type, uid, target); stops once it is longer than what was made."""
+        listing: dict[str, tuple[int, int, str]] = {}
+        for path, item in self._walk():
+            target = os.readlink(path[1:], dir_fd=self._fd) if stat.S_ISLNK(item.st_mode) else ""
+            listing[path] = (item.st_mode, item.st_uid, target)
+            if self._made and len(listing) > len(self._made):
+                break
+        return listing
+
+    def _walk(self) -> Iterator[tuple[str, os.stat_result]]:
+        yield "/", os.fstat(self._fd)
+        pending = ["/"]
+        while pending:
+            directory = pending.pop()
+            try:
+                fd = os.open(f".{directory}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._fd)
+            except OSError:
+                continue
+            with os.scandir(fd) as found:
+                items = [(f"{directory.rstrip('/')}/{e.name}", e.stat(follow_symlinks=False)) for e in found]
+            os.close(fd)
+            for path, item in items:
+                yield path, item
+                if stat.S_ISDIR(item.st_mode):
+                    pending.append(path)
+
+    def _place(self, operation: Place) -> None:
+        parent_path, _, name = operation.path.rpartition("/")
+        parent = self._reach(parent_path)
+        try:
+            mode = stat.S_IMODE(os.lstat(operation.source).st_mode)
+            with _renamable(operation.source):
+                try:
+                    os.rename(operation.source, name, dst_dir_fd=parent)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                        raise
+                    # The build before has left something here, in /tmp say.
+                    remove_tree(name, dir_fd=parent)
+                    os.rename(operation.source, name, dst_dir_fd=parent)
+            if mode & _RENAME_NEEDS != _RENAME_NEEDS:
+                os.chmod(name, mode, dir_fd=parent)
+        finally:
+            os.close(parent)
+        self._placed.append((operation.path, operation.source, mode))
+
+    def _reach(self, path: str) -> int:
+        """An O_PATH descriptor of a directory of the skeleton; made passable where a build closed it."""
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+        for name in path.split("/")[1:]:
+            try:
+                there = kernel.openat2(here, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, _BENEATH)
+                mode = stat.S_IMODE(os.fstat(there).st_mode)
+                if mode & _RENAME_NEEDS != _RENAME_NEEDS:
+                    os.chmod(f"/proc/self/fd/{there}", mode | _RENAME_NEEDS)
+            finally:
+                os.close(here)
+            here = there
+        return here
+
+    def give_back(self) -> dict[str, str]:
+        """Rename everything placed back to where it came from.
+
+        Returns what came back for each path of the view: `directory`, `symlink`, `file`, or `missing` (a build
+        may have removed it, or put a symlink on the way to it).
+        """
+        found = {}
+        for path, source, _ in reversed(self._placed):
+            parent_path, _, name = path.rpartition("/")
+            try:
+                parent = self._reach(parent_path)
+            except OSError:
+                found[path] = "missing"
+                continue
+            try:
+                mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+                if stat.S_ISDIR(mode) and mode & _RENAME_NEEDS != _RENAME_NEEDS:
+                    # A directory that changes parents must be writable: its ".." changes.
+                    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+                    os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(mode) | _RENAME_NEEDS)
+                    os.close(fd)
+                os.rename(name, source, src_dir_fd=parent)
+                if stat.S_ISDIR(mode):
+                    os.chmod(source, stat.S_IMODE(mode))
+                found[path] = _kind(mode)
+            except FileNotFoundError:
+                found[path] = "missing"
+            finally:
+                os.close(parent)
+        self._placed = []
+        self._taken = False
+        return found
+
+    def discard(self) -> None:
+        """Remove the skeleton, whatever a build has put into it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._made = {}
+        remove_tree(self.path)
+
+
+def _in_use(path: str) -> LaunchError:
+    return LaunchError("skeleton", "flock", path, 0, "it is the root of a running launch")
+
+
+class _renamable:  # noqa: N801
+    """A directory that changes parents must be writable for whoever moves it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        mode = stat.S_IMODE(os.lstat(self.path).st_mode)
+        if mode & _RENAME_NEEDS != _RENAME_NEEDS:
+            os.chmod(self.path, mode | _RENAME_NEEDS)
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "symlink" if stat.S_ISLNK(mode) else "file"

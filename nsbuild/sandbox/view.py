@@ -1,0 +1,427 @@
+"""What one process will see: `Layout`, `View` and the pure functions that make them.
+
+Nothing here touches the host but `read_host`, which takes the few directory listings that decide where a
+mount point must be made. Everything else is values in, values out; `init.py` executes them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from nsbuild.sandbox.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+SYSTEM_DIRECTORIES = frozenset({"usr", "bin", "sbin", "etc", "opt", "var", "srv"})
+"""What is shown of the host, with every `lib*`. Never every top-level entry: hosts keep secrets there."""
+
+
+class ViewError(ValueError):
+    """The options cannot be made into a view. The message is one sentence for a person."""
+
+
+class Layout(Value):
+    """The paths a build sees, absolute and without a trailing slash."""
+
+    name: str
+    build_dir: str
+    cache_dir: str
+    env_dir: str
+    home: str
+
+    def __init__(self, *args: str, **kwargs: str) -> None:
+        super().__init__(*args, **kwargs)
+        for field in self._fields[1:]:
+            path = getattr(self, field)
+            if not path.startswith("/") or os.path.normpath(path) != path or path == "/" or "\0" in path:
+                raise ViewError(f"{field} {path!r} is not an absolute, normalised path below /.")
+
+
+def app_layout(run_path: str = "/app") -> Layout:
+    """BUILD_DIR is where the app will run. `run_path` for platforms that run apps elsewhere than `/app`."""
+    if run_path.split("/")[1:2] in (["tmp"], ["proc"], ["dev"], ["sys"]):
+        raise ViewError(f"The run path {run_path!r} lies in a directory that every launch makes afresh.")
+    name = "app" if run_path == "/app" else f"app:{run_path}"
+    return Layout(name, run_path, "/tmp/cache", "/tmp/env", run_path)
+
+
+def classic_layout(build_id: str) -> Layout:
+    """Today's platforms: BUILD_DIR under /tmp, HOME an empty `/app`.
+
+    Heroku's build log and gliderlabs/herokuish include/buildpack.bash show these paths.
+    """
+    return Layout("classic", f"/tmp/build_{build_id}", "/tmp/codon/tmp/cache", f"/tmp/env_{build_id}", "/app")
+
+
+class User(Value):
+    """Whom the build runs as. Never uid 0.
+
+    `root_on_disk`: the workspace belongs to root on disk and is shown through an idmapped mount that swaps uid
+    0 and this one.
+    """
+
+    uid: int
+    gid: int
+    name: str = "dyno"
+    root_on_disk: bool = False
+
+
+class Operation(Value):
+    """One step that makes the view. `path` is absolute, as the process will see it."""
+
+    path: str
+
+    def describe(self) -> str:
+        """One line for `--explain`."""
+        raise NotImplementedError
+
+
+class Directory(Operation):
+    """A directory of the skeleton."""
+
+    mode: int = 0o755
+
+    def describe(self) -> str:
+        return f"directory  {self.path}  (mode {self.mode:04o})"
+
+
+class Symlink(Operation):
+    target: str
+
+    def describe(self) -> str:
+        return f"symlink    {self.path}  -> {self.target}"
+
+
+class Place(Operation):
+    """The host's directory `source`, renamed to `path` for the launch and back afterwards."""
+
+    source: str
+
+    def describe(self) -> str:
+        return f"place      {self.path}  (writable) from {self.source}"
+
+
+class Bind(Operation):
+    """The host's directory or file `source`, with its submounts, at `path`."""
+
+    source: str
+    directory: bool = True
+    writable: bool = False
+    root_on_disk: bool = False
+
+    def describe(self) -> str:
+        return f"bind       {self.path}  ({'writable' if self.writable else 'read-only'}) from {self.source}"
+
+
+class Overlay(Operation):
+    """The host's directory `lower` at `path`; what is written goes to `scratch` (with `upper` and `work`)."""
+
+    lower: str
+    scratch: str
+
+    def describe(self) -> str:
+        return f"overlay    {self.path}  (writes to {self.scratch}) over {self.lower}"
+
+
+class Proc(Operation):
+    """A procfs of the new pid namespace; the old one where the kernel refuses (masked /proc in containers)."""
+
+    def describe(self) -> str:
+        return f"proc       {self.path}"
+
+
+class Dev(Operation):
+    """null zero full random urandom tty, a devpts of its own, shm, the descriptor links."""
+
+    def describe(self) -> str:
+        return f"dev        {self.path}"
+
+
+class Tmpfs(Operation):
+    mode: int = 0o755
+
+    def describe(self) -> str:
+        return f"tmpfs      {self.path}  (mode {self.mode:04o})"
+
+
+class File(Operation):
+    """A generated read-only file bound over whatever is there."""
+
+    content: bytes
+    mode: int = 0o444
+
+    def describe(self) -> str:
+        return f"file       {self.path}  ({len(self.content)} bytes, generated)"
+
+
+class View(Value):
+    """The whole: where the skeleton is made, for whom, and what goes into it, in this order.
+
+    `workspace` is a host directory that the user of the view owns, on a filesystem where things can be
+    executed; the skeleton is made in it. `network` is `host` or `none`.
+    """
+
+    workspace: str
+    user: User
+    operations: tuple[Operation, ...]
+    network: str = "host"
+    user_namespaces: bool = True
+
+    def explain(self) -> str:
+        """The operations, a line each."""
+        head = [
+            f"root       {self.workspace}/root  (a skeleton, writable, verified or fresh for every launch)",
+            f"user       uid {self.user.uid} gid {self.user.gid}, identity map"
+            + (", on disk root" if self.user.root_on_disk else ""),
+            f"network    {self.network}",
+        ]
+        return "\n".join([*head, *(operation.describe() for operation in self.operations)])
+
+
+class Entry(Value):
+    """One name in a directory: kind is `directory`, `symlink` or `file` (anything else)."""
+
+    name: str
+    kind: str
+    target: str = ""
+    mode: int = 0o755
+
+
+class Host(Value):
+    """What `read_host` saw: listings by directory, the resolver's file, the accounts.
+
+    `root` is where the system directories come from: `/` or a stack root. `resolver` is (path in the view, file
+    on the host) when /etc/resolv.conf leads to a place that would be hidden.
+    """
+
+    root: str
+    listings: Mapping[str, tuple[Entry, ...]]
+    resolver: tuple[str, str] | None = None
+    passwd: str = ""
+    group: str = ""
+
+    def entry(self, path: str) -> Entry | None:
+        """What is at an absolute path, when the listing of its directory was taken."""
+        directory, _, name = path.rpartition("/")
+        return next((entry for entry in self.listings.get(directory or "/", ()) if entry.name == name), None)
+
+
+def read_host(root: str = "/", mount_points: Iterable[str] = ()) -> Host:
+    """Take the listings that `compose` needs to place these mount points.
+
+    Raises OSError when `root` cannot be listed.
+    """
+    wanted = {"/"}
+    for path in (*mount_points, "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/var/tmp"):
+        wanted.update(_ancestors(path))
+    listings = {}
+    for directory in sorted(wanted):
+        try:
+            with os.scandir(_join(root, directory)) as found:
+                listings[directory] = tuple(sorted((_entry(item) for item in found), key=lambda e: e.name))
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            if directory == "/":
+                raise
+    return Host(
+        root=root,
+        listings=listings,
+        resolver=_hidden_resolver(),
+        passwd=_read_text(_join(root, "/etc/passwd")),
+        group=_read_text(_join(root, "/etc/group")),
+    )
+
+
+def _entry(item: os.DirEntry[str]) -> Entry:
+    mode = stat.S_IMODE(item.stat(follow_symlinks=False).st_mode)
+    if item.is_symlink():
+        return Entry(item.name, "symlink", os.readlink(item.path), mode)
+    return Entry(item.name, "directory" if item.is_dir(follow_symlinks=False) else "file", "", mode)
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _hidden_resolver() -> tuple[str, str] | None:
+    """The first path behind /etc/resolv.conf that lies outside what the view shows.
+
+    systemd-resolved, NetworkManager and resolvconf all keep the file under /run and leave a link.
+    """
+    path = "/etc/resolv.conf"
+    final = os.path.realpath(path)
+    if not os.path.isfile(final):
+        return None
+    for _ in range(40):
+        done, rest = "", path.split("/")[1:]
+        while rest:
+            done = f"{done}/{rest.pop(0)}"
+            top = done.split("/")[1]
+            if not _is_system(top):
+                return "/".join((done, *rest)), final
+            if os.path.islink(done):
+                link = os.path.join(os.path.dirname(done), os.readlink(done))
+                path = os.path.normpath("/".join((link, *rest)))
+                break
+        else:
+            return None
+    return None
+
+
+def _is_system(name: str) -> bool:
+    return name in SYSTEM_DIRECTORIES or name.startswith("lib")
+
+
+def _join(root: str, path: str) -> str:
+    return path if root == "/" else root + path
+
+
+def _ancestors(path: str) -> list[str]:
+    """`/`, `/opt`, `/opt/a` for `/opt/a/b`."""
+    parts = path.split("/")[1:-1]
+    return ["/", *("/" + "/".join(parts[: i + 1]) for i in range(len(parts)))]
+
+
+def compose(
+    host: Host,
+    *,
+    workspace: str,
+    user: User,
+    home: str,
+    places: Mapping[str, str],
+    binds: Iterable[Bind] = (),
+    overlays: Iterable[Overlay] = (),
+    network: str = "host",
+    user_namespaces: bool = True,
+    var_tmp: str,
+) -> View:
+    """The view of a build: system directories, generated files, fresh kernel filesystems, then what is ours.
+
+    `places` maps paths in the view to host directories on the workspace's filesystem; `var_tmp` is the host
+    directory behind /var/tmp. Raises ViewError when a path cannot be placed (it leads through a symlink of the
+    host, say).
+    """
+    binds = tuple(binds)
+    overlays = tuple(overlays)
+    files = (
+        File("/etc/passwd", _passwd(host.passwd, user, home)),
+        File("/etc/group", _group(host.group, user)),
+        File("/etc/nsswitch.conf", _NSSWITCH),
+    )
+    must_be_plain = set(places)
+    mounts = [
+        *files,
+        Bind("/var/tmp", var_tmp, writable=True, root_on_disk=user.root_on_disk),
+        *binds,
+        *overlays,
+    ]
+    mount_points = {operation.path for operation in mounts}
+    resolver = []
+    if host.resolver is not None and network == "host":
+        path, source = host.resolver
+        resolver = [Bind(path, source, directory=False)]
+
+    operations: list[Operation] = [*_system(host, "/", must_be_plain, mount_points)]
+    operations += [Directory("/home"), Directory("/root", 0o700), Directory("/run")]
+    operations += [Bind("/sys", "/sys")]
+    made = {operation.path for operation in operations}
+    for path in sorted(must_be_plain | mount_points):
+        for parent in _ancestors(path)[1:]:
+            if parent not in made and not _below(parent, made, places):
+                operations.append(Directory(parent))
+                made.add(parent)
+    operations += [Place(path, places[path]) for path in sorted(places, key=lambda p: p.count("/"))]
+    operations += [Proc("/proc"), Dev("/dev"), *resolver]
+    operations += [op for op in mounts if not _is_symlink(host, op.path)]
+    return View(workspace, user, tuple(operations), network, user_namespaces)
+
+
+def _is_symlink(host: Host, path: str) -> bool:
+    entry = host.entry(path)
+    return entry is not None and entry.kind == "symlink" and path == "/var/tmp"
+
+
+def _below(path: str, made: set[str], places: Mapping[str, str]) -> bool:
+    """Whether a mount or a placed directory, not the skeleton, holds this path."""
+    return any(path.startswith(f"{other}/") or path == other for other in (*made, *places))
+
+
+def _system(host: Host, directory: str, must_be_plain: set[str], mount_points: set[str]) -> Iterator[Operation]:
+    """Show one directory's entries, splitting those in which something must be made that the host lacks."""
+    prefix = directory.rstrip("/")
+    for entry in host.listings.get(directory, ()):
+        path = f"{prefix}/{entry.name}"
+        if directory == "/" and not _is_system(entry.name):
+            continue
+        if path in must_be_plain:
+            continue
+        split = any(place.startswith(f"{path}/") for place in must_be_plain) or any(
+            point.startswith(f"{path}/") and not _exists(host, point) for point in mount_points
+        )
+        if entry.kind == "symlink":
+            if split:
+                raise ViewError(f"{path} is a symlink to {entry.target} on this host: nothing can be put below it.")
+            yield Symlink(path, entry.target)
+        elif not split:
+            yield Bind(path, _join(host.root, path), directory=entry.kind == "directory")
+        elif entry.kind == "directory":
+            yield Directory(path, entry.mode | 0o700)
+            yield from _system(host, path, must_be_plain, mount_points)
+        else:
+            raise ViewError(f"{path} is a file on this host: nothing can be put below it.")
+
+
+def _exists(host: Host, path: str) -> bool:
+    """Whether the host has something to mount over; an unlisted directory is taken to have it."""
+    for ancestor in _ancestors(path)[1:]:
+        entry = host.entry(ancestor)
+        if entry is None:
+            return ancestor.rpartition("/")[0] not in host.listings and ancestor.count("/") > 1
+        if entry.kind == "symlink":
+            return True
+    return host.entry(path) is not None
+
+
+_NSSWITCH = b"""# Generated: accounts come from the files beside this one, so that $HOME is everybody's home.
+passwd:    files
+group:     files
+shadow:    files
+hosts:     files dns
+networks:  files
+protocols: files
+services:  files
+ethers:    files
+rpc:       files
+"""
+
+
+def _passwd(text: str, user: User, home: str) -> bytes:
+    # OpenSSH (misc.c, tilde_expand) and git read pw_dir, never $HOME.
+    lines = [f"{user.name}:x:{user.uid}:{user.gid}:{user.name}:{home}:/bin/bash"]
+    lines += _system_accounts(text, {user.name}, {str(user.uid)}) or ["root:x:0:0:root:/root:/bin/sh"]
+    return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+
+
+def _group(text: str, user: User) -> bytes:
+    lines = [f"{user.name}:x:{user.gid}:"]
+    lines += _system_accounts(text, {user.name}, {str(user.gid)}) or ["root:x:0:"]
+    return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+
+
+def _system_accounts(text: str, names: set[str], ids: set[str]) -> list[str]:
+    """The lines of system accounts (apt looks for `_apt`); people's stay on the host."""
+    kept = []
+    for line in text.splitlines():
+        fields = line.split(":")
+        if len(fields) < 4 or fields[0] in names or fields[2] in ids or not fields[2].isdigit():
+            continue
+        if int(fields[2]) < 1000 or int(fields[2]) == 65534:
+            fields[-1] = fields[-1] if len(fields) == 7 else ""
+            kept.append(":".join(fields))
+    return kept
