@@ -235,6 +235,11 @@ def seccomp_set_filter(program: bytes) -> None:
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(prog))
 
 
+def overwrite(address: int, data: bytes) -> None:
+    """Write into our own memory."""
+    ctypes.memmove(address, data, len(data))
+
+
 def signalfd(signals: Iterable[int]) -> int:
     """A descriptor that becomes readable when one of these (blocked) signals is pending; 128 bytes each."""
     mask = 0

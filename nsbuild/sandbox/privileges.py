@@ -66,5 +66,11 @@ def _bits(mask: int) -> list[int]:
 
 
 def hide_command_line() -> None:
-    """What `ps` shows of us. The kernel lets everybody read it, and options may hold config vars."""
-    prctl.set_proctitle("nsbuild: pid 1")
+    """What `ps` shows of us: the kernel lets everybody read it, and options may hold config vars.
+
+    Not prctl.set_proctitle, which crashes an interpreter started with -c.
+    """
+    with open("/proc/self/stat", "rb") as file:  # noqa: PTH123
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of proc(5), counted from the state
+    kernel.overwrite(start, b"nsbuild".ljust(end - start, b"\0")[: end - start])
