@@ -1,0 +1,27 @@
+"""Files and directory trees, when nothing in them can be trusted.
+
+After a build everything in its workspace is hostile: links anywhere, directories of mode 0, FIFOs, paths
+beyond PATH_MAX, trees deeper than there are descriptors. So all walking here goes by directory descriptor,
+through no symbolic link, without recursion.
+"""
+
+from nsbuild.tree.beneath import open_beneath, read_beneath
+from nsbuild.tree.copy import CopyReport, LeftOut, copy_tree
+from nsbuild.tree.links import break_hard_links
+from nsbuild.tree.remove import remove_tree
+from nsbuild.tree.replace import fsync_directory, replace_directory, write_atomic
+from nsbuild.tree.walk import tree_size
+
+__all__ = [
+    "CopyReport",
+    "LeftOut",
+    "break_hard_links",
+    "copy_tree",
+    "fsync_directory",
+    "open_beneath",
+    "read_beneath",
+    "remove_tree",
+    "replace_directory",
+    "tree_size",
+    "write_atomic",
+]
