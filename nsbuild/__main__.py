@@ -5,7 +5,7 @@ from collections.abc import MutableMapping
 
 # Agreed with scripts/nsbuild, reasons in docs/decisions/entry-point.md
 PREFIX = b"NSBUILD_CALLER_"
-# bash exports these whether or not the caller did; Python adds LC_CTYPE in the C locale (PEP 538), even with -I.
+# bash exports these whether or not the caller did. In the C locale Python adds LC_CTYPE, even with -I (PEP 538).
 ADDED = (b"LC_CTYPE", b"OLDPWD", b"PWD", b"SHLVL", b"_")
 
 
