@@ -61,10 +61,8 @@ def _replace(descent: Descent, name: str, known: tuple[str, Identity] | None) ->
     if locked:
         os.fchmod(here, stat.S_IMODE(directory.st_mode) | 0o300)
     try:
-        if known is not None and link_again(descent, known, beside):
-            new = None
-        else:
-            new = _copy_beside(here, name, beside)
+        linked = known is not None and link_again(descent, known, beside)
+        new = None if linked else _copy_beside(here, name, beside)
         os.rename(beside, name, src_dir_fd=here, dst_dir_fd=here)
     except BaseException:
         with suppress(FileNotFoundError):

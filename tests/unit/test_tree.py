@@ -281,11 +281,14 @@ def test_remove_directories_that_forbid_it(ground: str) -> None:
     as_user(action)
 
 
-def test_remove_what_is_not_ours_names_it(ground: str) -> None:
+def test_remove_leaves_the_directory_around_it_alone(ground: str) -> None:
     def action() -> None:
+        write(f"{ground}/around/t/file")
+        os.chmod(f"{ground}/around", 0o555)
         with pytest.raises(PermissionError) as caught:
-            tree.remove_tree("/etc/passwd")
-        assert caught.value.filename == "/etc/passwd"
+            tree.remove_tree(f"{ground}/around/t")
+        assert caught.value.filename == f"{ground}/around/t"
+        assert stat.S_IMODE(os.stat(f"{ground}/around").st_mode) == 0o555
 
     as_user(action)
 
@@ -774,7 +777,9 @@ def test_copy_passes_over_what_vanishes(ground: str, monkeypatch: pytest.MonkeyP
 def test_copy_for_an_owner(ground: str) -> None:
     write(f"{ground}/s/a/file", b"x")
     os.link(f"{ground}/s/a/file", f"{ground}/s/b")
-    os.symlink("/etc/hostname", f"{ground}/s/link")
+    write(f"{ground}/victim")
+    victim = os.stat(f"{ground}/victim").st_uid
+    os.symlink("../victim", f"{ground}/s/link")
     os.chmod(f"{ground}/s/a", 0o2755)
     tree.copy_tree(f"{ground}/s", f"{ground}/d", owner=(1234, 4321))
     for path in (".", "a", "a/file", "b", "link"):
@@ -782,7 +787,7 @@ def test_copy_for_an_owner(ground: str) -> None:
         assert (info.st_uid, info.st_gid) == (1234, 4321), path
     assert os.stat(f"{ground}/d/b").st_nlink == 2
     assert stat.S_IMODE(os.stat(f"{ground}/d/a").st_mode) == 0o2755
-    assert os.stat("/etc/hostname").st_uid == 0
+    assert os.stat(f"{ground}/victim").st_uid == victim
 
 
 def test_copy_to_a_full_disk_names_the_file(ground: str) -> None:
