@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # without the enums of `signal`: 4 ms
 
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 LARGE_KIB = 150_000
 """Above this resident size a fork costs more than a message to a Launcher."""
 
@@ -42,16 +43,19 @@ def launch(
     stdout: int = 1,
     stderr: int = 2,
     on_output: Callable[[bytes], None] | None = None,
+    on_error: Callable[[bytes], None] | None = None,
     timeout: float | None = None,
     grace: float = 10.0,
+    interrupt_grace: float | None = None,
 ) -> Outcome:
     """Run `argv` in the view and wait for it.
 
     `stdin`, `stdout` and `stderr` are descriptors; a terminal is never handed over (stdin becomes /dev/null, output
-    is relayed). With `on_output` the command gets one pipe for both outputs and every chunk is passed on.
+    is relayed). With `on_output` the command gets one pipe for both outputs and every chunk is passed on; with
+    `on_error` as well, a pipe for each.
     SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 and SIGALRM that reach this process meanwhile are passed to
     the command, once. After `timeout` seconds the command gets SIGTERM, `grace` seconds later everything is
-    killed.
+    killed; so is everything `interrupt_grace` seconds after a signal that was passed on, when it is given.
 
     Raises LaunchError when the command could not be started, ViewError or OSError when the view cannot be prepared.
     """
@@ -65,8 +69,10 @@ def launch(
             stdout=stdout,
             stderr=stderr,
             on_output=on_output,
+            on_error=on_error,
             timeout=timeout,
             grace=grace,
+            interrupt_grace=interrupt_grace,
         )
 
 
@@ -128,8 +134,10 @@ class Launcher:
         stdout: int = 1,
         stderr: int = 2,
         on_output: Callable[[bytes], None] | None = None,
+        on_error: Callable[[bytes], None] | None = None,
         timeout: float | None = None,
         grace: float = 10.0,
+        interrupt_grace: float | None = None,
     ) -> Outcome:
         """As `nsbuild.sandbox.launch`."""
         command = init.Command(
@@ -138,26 +146,36 @@ class Launcher:
             cwd,
             seccomp.load(os.uname().machine, view.user_namespaces),
         )
-        relays = Stdio(stdin, stdout, stderr, on_output)
-        with relays:
-            if self._remote is not None:
-                running: Running | RemoteRunning = self._remote.start(view, command, relays.child)
-            else:
-                running = self._start(view, command, relays.child)
-            relays.close_child_ends()
-            return _supervise(running, relays, timeout, grace)
+        # From here on a signal is the command's. A handler of ours that raised would lose what has been cloned.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, init.FORWARDED)
+        try:
+            with Stdio(stdin, stdout, stderr, on_output, on_error) as relays:
+                if self._remote is not None:
+                    running: Running | RemoteRunning = self._remote.start(view, command, relays.child)
+                else:
+                    running = self._start(view, command, relays.child)
+                relays.close_child_ends()
+                return _supervise(running, relays, timeout, grace, interrupt_grace)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _start(self, view: View, command: init.Command, stdio: tuple[int, int, int]) -> Running:
         skeleton = self._skeletons.setdefault(view.workspace, Skeleton(view.workspace))
         return Running.start(view, skeleton, command, stdio)
 
 
-def _supervise(running: Running | RemoteRunning, relays: Stdio, timeout: float | None, grace: float) -> Outcome:
-    """Relay, forward signals and keep the time until pid 1 is gone."""
+def _supervise(
+    running: Running | RemoteRunning,
+    relays: Stdio,
+    timeout: float | None,
+    grace: float,
+    interrupt_grace: float | None,
+) -> Outcome:
+    """Relay, forward signals (blocked by now) and keep the time until pid 1 is gone."""
     deadline = None if timeout is None else time.monotonic() + timeout
     timed_out = False
+    next_signal = signal.SIGTERM
     forwarded: list[int] = []
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, init.FORWARDED)
     signals = kernel.signalfd(init.FORWARDED)
     poll = select.poll()
     for fd in (running.fd, signals, *relays.pumps):
@@ -166,19 +184,22 @@ def _supervise(running: Running | RemoteRunning, relays: Stdio, timeout: float |
         alive = True
         while alive:
             wait = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            ready = poll.poll(wait)
-            for fd, _ in ready:
+            for fd, _ in poll.poll(wait):
                 if fd == signals:
                     (number,) = struct.unpack_from("<I", os.read(signals, 128))
                     forwarded.append(number)
                     running.kill(number)
+                    if interrupt_grace is not None and number in _ENDING:
+                        deadline = time.monotonic() + interrupt_grace
+                        next_signal = signal.SIGKILL
                 elif fd == running.fd:
                     alive = running.read()
                 elif not relays.pump(fd):
                     poll.unregister(fd)
-            if deadline is not None and time.monotonic() >= deadline:
-                running.kill(signal.SIGKILL if timed_out else signal.SIGTERM)
-                timed_out = True
+            if alive and deadline is not None and time.monotonic() >= deadline:
+                running.kill(next_signal)
+                timed_out = timed_out or not forwarded
+                next_signal = signal.SIGKILL
                 deadline = time.monotonic() + grace
         outcome = running.finish()
         relays.drain()
@@ -188,4 +209,3 @@ def _supervise(running: Running | RemoteRunning, relays: Stdio, timeout: float |
         raise
     finally:
         os.close(signals)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

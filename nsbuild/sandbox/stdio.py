@@ -13,14 +13,22 @@ if TYPE_CHECKING:
 class Stdio:
     """What the child gets (`child`) and what is to be read meanwhile (`pumps`). A context manager."""
 
-    def __init__(self, stdin: int, stdout: int, stderr: int, on_output: Callable[[bytes], None] | None) -> None:
+    def __init__(
+        self,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        on_output: Callable[[bytes], None] | None,
+        on_error: Callable[[bytes], None] | None,
+    ) -> None:
         self._opened: list[int] = []
         self.pumps: dict[int, Callable[[bytes], None]] = {}
         if os.isatty(stdin):
             stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
             self._opened.append(stdin)
         if on_output is not None:
-            stdout = stderr = self._pipe(on_output)
+            stdout = self._pipe(on_output)
+            stderr = stdout if on_error is None else self._pipe(on_error)
         else:
             # Whoever holds a terminal can read its keystrokes and change its modes.
             same = os.isatty(stdout) and os.isatty(stderr) and os.fstat(stdout).st_rdev == os.fstat(stderr).st_rdev

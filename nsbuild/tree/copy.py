@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from nsbuild.tree.beneath import open_beneath, open_parent, open_root, os_error
-from nsbuild.tree.walk import Descent, Event, Identity, identity, walk
+from nsbuild.tree.walk import Descent, Event, Identity, identity, open_unlocked, walk
 
 _FICLONE = 0x40049409
 
@@ -46,6 +46,7 @@ def copy_tree(
     *,
     skip: Callable[[str, bool], bool] | None = None,
     owner: tuple[int, int] | None = None,
+    unlock: bool = False,
     src_dir_fd: int | None = None,
     dst_dir_fd: int | None = None,
 ) -> CopyReport:
@@ -62,6 +63,8 @@ def copy_tree(
     Left out in silence: what `skip(path from the source, is it a directory)` says, with all that is in it,
     and what vanishes meanwhile. Mounts below the source are copied like directories.
 
+    `unlock` is for a source of our own: what its mode closes to us is opened all the same, and copied closed.
+
     A path given with `src_dir_fd` or `dst_dir_fd` is beneath it and goes through no symbolic link at all.
 
     Raises OSError with the path in the source that cannot be read, or the one in the destination that cannot
@@ -73,7 +76,7 @@ def copy_tree(
         Descent(source, open_root(source, src_dir_fd)) as origin,
         Descent(destination, _open_destination(destination, dst_dir_fd)) as target,
     ):
-        copier = _Copier(origin, target, owner, report)
+        copier = _Copier(origin, target, owner, report, unlock)
 
         def prune(name: str, info: os.stat_result) -> bool:
             directory = stat.S_ISDIR(info.st_mode)
@@ -85,7 +88,7 @@ def copy_tree(
             return False
 
         root = os.fstat(origin.fd)
-        for event, name, info in walk(origin, prune=prune):
+        for event, name, info in walk(origin, prune=prune, unlock=unlock):
             if event is Event.ENTER:
                 copier.enter(name)
             elif event is Event.LEAVE:
@@ -127,11 +130,14 @@ def _open_destination(path: str, dir_fd: int | None) -> int:
 
 
 class _Copier:
-    def __init__(self, origin: Descent, target: Descent, owner: tuple[int, int] | None, report: CopyReport) -> None:
+    def __init__(
+        self, origin: Descent, target: Descent, owner: tuple[int, int] | None, report: CopyReport, unlock: bool
+    ) -> None:
         self._origin = origin
         self._target = target
         self._owner = owner
         self._report = report
+        self._unlock = unlock
         self._links: dict[Identity, tuple[str, Identity]] = {}
         self._clone = True
 
@@ -185,7 +191,7 @@ class _Copier:
             self._report.files += 1
             return
         try:
-            source = open_regular(self._origin.fd, name)
+            source = open_regular(self._origin.fd, name, unlock=self._unlock)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -237,12 +243,20 @@ class _ReadError(OSError):
     """Reading the source failed, not writing the copy."""
 
 
-def open_regular(dir_fd: int, name: str) -> int:
-    """Open the regular file `name` for reading.
+def open_regular(dir_fd: int, name: str, *, unlock: bool = False) -> int:
+    """Open the regular file `name` for reading; `unlock` opens one of ours that its mode closes.
 
     Raises OSError, ESTALE when something else has been put in its place; then nothing blocks.
     """
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=dir_fd)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        fd = os.open(name, flags | os.O_NOFOLLOW, dir_fd=dir_fd)
+    except PermissionError:
+        if not unlock:
+            raise
+        mode = stat.S_IMODE(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
+        fd = open_unlocked(dir_fd, name, flags, 0o400)
+        os.fchmod(fd, mode)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.ESTALE, "File was replaced while it was copied")

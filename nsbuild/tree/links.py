@@ -16,6 +16,7 @@ def break_hard_links(path: str, *, dir_fd: int | None = None) -> int:
     Each is written beside and renamed into place, with its mode (setuid, setgid and sticky bits aside),
     owner and modification time. Names inside the tree that were one file stay one file (where the first is
     not beyond PATH_MAX); files with all their names inside are left alone. Directories keep mode and times.
+    The tree is our own: what its modes close to us is opened all the same.
 
     `path` is no link to a directory; with `dir_fd` it is beneath that, through no link at all.
 
@@ -25,7 +26,7 @@ def break_hard_links(path: str, *, dir_fd: int | None = None) -> int:
     names: Counter[Identity] = Counter()
     links: dict[Identity, int] = {}
     with Descent(path, open_root(path, dir_fd)) as descent:
-        for event, _, info in walk(descent):
+        for event, _, info in walk(descent, unlock=True):
             if event is Event.OTHER and stat.S_ISREG(info.st_mode) and info.st_nlink > 1:
                 names[identity(info)] += 1
                 links[identity(info)] = info.st_nlink
@@ -36,7 +37,7 @@ def break_hard_links(path: str, *, dir_fd: int | None = None) -> int:
     copied = 0
     copies: dict[Identity, tuple[str, Identity]] = {}
     with Descent(path, open_root(path, dir_fd)) as descent:
-        for event, name, info in walk(descent):
+        for event, name, info in walk(descent, unlock=True):
             if event is not Event.OTHER or identity(info) not in shared:
                 continue
             try:
@@ -77,7 +78,7 @@ def _replace(descent: Descent, name: str, known: tuple[str, Identity] | None) ->
 
 
 def _copy_beside(here: int, name: str, beside: str) -> Identity:
-    source = open_regular(here, name)
+    source = open_regular(here, name, unlock=True)
     try:
         info = os.fstat(source)
         target = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=here)

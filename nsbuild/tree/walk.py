@@ -138,12 +138,14 @@ Prune = Callable[[str, os.stat_result], bool]
 
 
 def walk(
-    descent: Descent, *, prune: Prune | None = None, tolerant: bool = False
+    descent: Descent, *, prune: Prune | None = None, tolerant: bool = False, unlock: bool = False
 ) -> Iterator[tuple[Event, str, os.stat_result]]:
     """Every entry below the descent's root, in the order of names, as event, name and lstat.
 
     `prune(name, info)` true passes an entry over. What vanishes meanwhile is passed over. Raises OSError
     naming what cannot be read; when `tolerant`, a directory that may not be read comes as OTHER instead.
+
+    `unlock` is for trees of our own: a directory that forbids it is made readable while the walk is in it.
     """
     try:
         pending = [(_names(descent.fd), os.fstat(descent.fd))]
@@ -156,6 +158,8 @@ def walk(
             if not pending:
                 return
             name, fd = descent.leave()
+            if unlock and not _readable(info):
+                os.fchmod(fd, stat.S_IMODE(info.st_mode))
             os.close(fd)
             yield Event.LEAVE, name, info
             continue
@@ -174,7 +178,10 @@ def walk(
             yield Event.OTHER, name, info
             continue
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descent.fd)
+            if unlock and not _readable(info):
+                fd = open_unlocked(descent.fd, name, os.O_RDONLY | os.O_DIRECTORY, 0o500)
+            else:
+                fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descent.fd)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -184,10 +191,28 @@ def walk(
             raise descent.named(error, name) from None
         descent.enter(name, fd)
         try:
-            pending.append((_names(fd), os.fstat(fd)))
+            pending.append((_names(fd), info if unlock else os.fstat(fd)))
         except OSError as error:
             raise descent.named(error) from None
         yield Event.ENTER, name, pending[-1][1]
+
+
+def _readable(info: os.stat_result) -> bool:
+    return info.st_mode & 0o500 == 0o500
+
+
+def open_unlocked(dir_fd: int, name: str, flags: int, add: int) -> int:
+    """Open a file or directory of ours after adding `add` to its mode, which the caller restores.
+
+    By an O_PATH descriptor, which asks nothing of the mode and cannot be led astray by a link put in its place.
+    Raises OSError.
+    """
+    handle = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=dir_fd)
+    try:
+        os.chmod(f"/proc/self/fd/{handle}", stat.S_IMODE(os.fstat(handle).st_mode) | add)
+        return os.open(f"/proc/self/fd/{handle}", flags)
+    finally:
+        os.close(handle)
 
 
 def _names(fd: int) -> list[str]:

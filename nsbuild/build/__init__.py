@@ -1,0 +1,21 @@
+"""A whole build: stage, detect, compile each, release, slug."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+from nsbuild.build.build import DEFAULT_STACK, BuildError, BuildOptions, build
+from nsbuild.build.events import Event
+from nsbuild.build.record import Phase, Record
+
+__all__ = ["DEFAULT_STACK", "BuildError", "BuildOptions", "Event", "Phase", "Record", "build"]
+
+
+class _Callable(ModuleType):
+    """Importing a submodule binds its name in the package, over the function `nsbuild.build`: so it is both."""
+
+    __call__ = staticmethod(build)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,86 @@
+"""The record of a build: one documented value, written as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import nsbuild
+
+
+@dataclass
+class Phase:
+    """One call of a buildpack. Times in seconds, memory in KiB; `signal` is what killed it, if anything did.
+
+    `exit_code` is None when the phase was killed or could not be started.
+    """
+
+    name: str
+    buildpack: str
+    seconds: float = 0.0
+    exit_code: int | None = None
+    signal: int | None = None
+    user_seconds: float = 0.0
+    system_seconds: float = 0.0
+    max_rss_kib: int = 0
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class BuildpackRecord:
+    """`name` is what bin/detect printed; `report` what bin/report did."""
+
+    reference: str
+    digest: str
+    name: str = ""
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Slug:
+    """`format` is `directory` or `tgz`; `bytes` its size, of a directory the sum of its files."""
+
+    path: str
+    format: str
+    bytes: int = 0
+    digest: str = ""
+
+
+@dataclass
+class Record:
+    """What a build did. No config var's value is ever in it.
+
+    `layout` is a name of `nsbuild.sandbox.Layout`, `path` is `namespace` or `direct` and `path_reason` why it
+    was. `result` is `succeeded`, or the error's sentence, and `exit_code` what `nsbuild build` exits with.
+    `sweep` tells what was done about files left in HOME; `warnings` is for people.
+    """
+
+    id: str
+    source: str
+    layout: str
+    run_path: str
+    stack: str
+    schema: int = 1
+    path: str = "namespace"
+    path_reason: str = "the default"
+    nsbuild: str = nsbuild.__version__
+    kernel: str = platform.release()
+    started: str = ""
+    seconds: float = 0.0
+    uid: int = 0
+    cache_hit: bool = False
+    buildpacks: list[BuildpackRecord] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
+    process_types: dict[str, str] = field(default_factory=dict)
+    slug: Slug | None = None
+    sweep: list[dict[str, Any]] = field(default_factory=list)
+    audit: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    result: str = ""
+    exit_code: int | None = None
+
+    def to_json(self) -> str:
+        """The record as written with `--report`."""
+        return json.dumps(asdict(self), indent=2) + "\n"

@@ -1,0 +1,36 @@
+"""The classic buildpack API: what is called, with which arguments, environment and order."""
+
+from __future__ import annotations
+
+from nsbuild.buildpack.buildpack import Buildpack, install, open_reference
+from nsbuild.buildpack.environment import (
+    NetworkNeeds,
+    build_environment,
+    check_config_vars,
+    network_needs,
+    write_env_dir,
+)
+from nsbuild.buildpack.phases import Invocation, compile_, detect, release, report
+from nsbuild.buildpack.procfile import ProcfileError, parse_procfile
+from nsbuild.buildpack.release import Release, ReleaseError, parse_release
+
+__all__ = [
+    "Buildpack",
+    "Invocation",
+    "NetworkNeeds",
+    "ProcfileError",
+    "Release",
+    "ReleaseError",
+    "build_environment",
+    "check_config_vars",
+    "compile_",
+    "detect",
+    "install",
+    "network_needs",
+    "open_reference",
+    "parse_procfile",
+    "parse_release",
+    "release",
+    "report",
+    "write_env_dir",
+]

@@ -1,0 +1,84 @@
+"""The command group, and where errors become a line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+
+import nsbuild
+from nsbuild.errors import ExitCode, Interrupted, NsbuildError
+
+_HOMES = {
+    "build": "nsbuild.cli.build",
+    "doctor": "nsbuild.cli.doctor",
+    "exec": "nsbuild.cli.exec",
+    "gc": "nsbuild.cli.gc",
+    "run": "nsbuild.cli.run",
+}
+_WRAPPERS = frozenset({"compile", "exec", "run"})
+"""Their status is the command's own, so a failure of ours is 125 whatever it is."""
+
+
+class _Group(click.Group):
+    """Loads a command when it is called: none pays for another's imports."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted(_HOMES)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _HOMES:
+            return None
+        from importlib import import_module
+
+        command: click.Command = getattr(import_module(_HOMES[name]), "exec_" if name == "exec" else name)
+        return command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(nsbuild.__version__, prog_name="nsbuild")
+def group() -> None:
+    """Run classic buildpacks in an unprivileged mount namespace where BUILD_DIR is at /app."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Never shows a traceback for what a user can cause."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    wrapper = next((word for word in words if not word.startswith("-")), "") in _WRAPPERS
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        result = group.main(args=words, prog_name="nsbuild", standalone_mode=False, obj=words)
+        return int(result or 0)
+    except NsbuildError as error:
+        _say(error)
+        return int(ExitCode.REFUSED) if wrapper and error.code == ExitCode.USAGE else int(error.code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return int(ExitCode.REFUSED if wrapper else ExitCode.USAGE)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "nsbuild"
+        click.echo(f"nsbuild: {error.format_message()} See {where} --help.", err=True)
+        return int(ExitCode.REFUSED if wrapper else ExitCode.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("nsbuild: Interrupted.", err=True)
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; the interpreter must not fail again when it flushes.
+        sys.stdout = None
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(f"nsbuild: {place}{error.strerror or error}.", err=True)
+        return int(ExitCode.REFUSED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(f"Interrupted by {signal.Signals(number).name}.")
+
+
+def _say(error: NsbuildError) -> None:
+    click.echo(f"nsbuild: {error}", err=True)

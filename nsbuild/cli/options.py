@@ -1,0 +1,79 @@
+"""What several commands parse in the same way."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import click
+
+_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|)$")
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    """Seconds, or a number with s, m or h."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = _DURATION.match(str(value))
+        if match is None:
+            self.fail(f"{value!r} is not a duration like 90s, 15m or 2h.", param, ctx)
+        return float(match[1]) * _UNITS[match[2]]
+
+
+class KeyValue(click.ParamType):  # type: ignore[type-arg]
+    """NAME=VALUE."""
+
+    name = "name=value"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, rest = str(value).partition("=")
+        if not equals or not name:
+            # The value may be a secret: it is not repeated.
+            self.fail("it is not NAME=VALUE.", param, ctx)
+        return name, rest
+
+
+class BindSpec(click.ParamType):  # type: ignore[type-arg]
+    """SRC[:DST]; a source that exists as written, colons and all, is taken whole."""
+
+    name = "src[:dst]"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        source, destination = str(value), str(value)
+        if not os.path.exists(source) and ":" in source:
+            source, _, destination = source.rpartition(":")
+        if not destination.startswith("/"):
+            self.fail(f"{destination!r} is not an absolute path.", param, ctx)
+        return os.path.abspath(source), os.path.normpath(destination)
+
+
+def config_vars(pairs: tuple[tuple[str, str], ...], env_dir: str | None, env_file: str | None) -> dict[str, str]:
+    """Config vars of --env-dir, --env-file and --env; the later one wins.
+
+    Raises click.UsageError naming the place of what is malformed.
+    """
+    found: dict[str, str] = {}
+    if env_dir is not None:
+        for path in sorted(Path(env_dir).iterdir()):
+            if path.is_file():
+                found[path.name] = os.fsdecode(path.read_bytes())
+    if env_file is not None:
+        for number, line in enumerate(os.fsdecode(Path(env_file).read_bytes()).splitlines(), 1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            name, equals, value = line.strip().removeprefix("export ").partition("=")
+            if not equals or not name.strip():
+                raise click.UsageError(f"{env_file} line {number} is not NAME=VALUE.")
+            if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+                value = value[1:-1]
+            found[name.strip()] = value
+    found.update(dict(pairs))
+    return found

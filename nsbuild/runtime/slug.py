@@ -1,0 +1,44 @@
+"""What a slug says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+
+from nsbuild import buildpack as api
+from nsbuild.errors import UsageError
+from nsbuild.tree import read_beneath
+
+MARKER = ".nsbuild-slug"
+_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True)
+class SlugInfo:
+    """`run_path` is where it was built to run; `config_vars` are bin/release's defaults."""
+
+    run_path: str = "/app"
+    process_types: dict[str, str] = field(default_factory=dict)
+    config_vars: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_slug(directory: str, name: str) -> SlugInfo:
+    """What an unpacked slug says of itself. Raises UsageError when one of its files is malformed."""
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        marker = json.loads(read_beneath(fd, MARKER, _LIMIT) or b"{}")
+        release = api.parse_release(read_beneath(fd, ".release", _LIMIT) or b"")
+        procfile = (read_beneath(fd, "Procfile", _LIMIT) or b"").decode("utf-8", "surrogateescape")
+        types, warnings = api.parse_procfile(procfile)
+        return SlugInfo(
+            str(marker.get("run_path", "/app")),
+            {**release.default_process_types, **types},
+            release.config_vars,
+            warnings,
+        )
+    except (ValueError, OSError, AttributeError) as error:
+        raise UsageError(f"The slug {name} cannot be read: {error}", "Build it again.") from error
+    finally:
+        os.close(fd)

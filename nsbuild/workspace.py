@@ -1,0 +1,125 @@
+"""The private directory of one build or run: what becomes `/app`, `/tmp`, the cache and ENV_DIR."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from nsbuild.errors import Refused
+from nsbuild.sandbox import Layout, User
+from nsbuild.tree import remove_tree
+
+PREFIX = "build-"
+
+
+class Workspace:
+    """`app`, `home`, `tmp`, `cache`, `env` and `var-tmp` below one directory, locked while it is in use."""
+
+    def __init__(self, path: str, user: User) -> None:
+        self.path = path
+        self.user = user
+
+    @property
+    def owner(self) -> tuple[int, int] | None:
+        """Whom root gives everything to; None for an ordinary user, who owns what it makes."""
+        return (self.user.uid, self.user.gid) if os.geteuid() == 0 else None
+
+    def directory(self, name: str) -> str:
+        return f"{self.path}/{name}"
+
+    def make(self, name: str, mode: int = 0o755) -> str:
+        """An empty directory of the build's user; whatever a build has left under that name is removed."""
+        path = self.directory(name)
+        remove_tree(path)
+        os.mkdir(path, 0o700)
+        if self.owner is not None:
+            os.chown(path, *self.owner)
+        os.chmod(path, mode)
+        return path
+
+    def places(self, layout: Layout) -> dict[str, str]:
+        """Where in the layout's view each directory goes."""
+        placed = {
+            "/tmp": self.directory("tmp"),
+            layout.build_dir: self.directory("app"),
+            layout.cache_dir: self.directory("cache"),
+            layout.env_dir: self.directory("env"),
+        }
+        if layout.home != layout.build_dir:
+            placed[layout.home] = self.directory("home")
+        return placed
+
+    def mend(self, layout: Layout, came_back: Mapping[str, str]) -> list[str]:
+        """Make what a phase has removed or replaced again, BUILD_DIR excepted. Returns what it was, in words."""
+        mended = []
+        names = {path: os.path.basename(source) for path, source in self.places(layout).items()}
+        for path, kind in came_back.items():
+            if kind == "directory" or path == layout.build_dir:
+                continue
+            self.make(names[path], 0o1777 if path == "/tmp" else 0o755)
+            mended.append(
+                f"{path} was {'gone' if kind == 'missing' else f'a {kind}'}; it is an empty directory again"
+            )
+        return mended
+
+
+@contextlib.contextmanager
+def workspace(parent: Path, user: User) -> Iterator[Workspace]:
+    """A new workspace below `parent`, removed at the end whatever a build has put into it.
+
+    Raises Refused when it cannot be made there (not ours, not writable, noexec).
+    """
+    path = str(parent / f"{PREFIX}{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _check_executable(parent)
+        os.mkdir(path, 0o700)
+    except OSError as error:
+        raise Refused(
+            f"The workspace cannot be made in {parent}: {error.strerror}.",
+            "Give a directory of yours with --workspace-dir.",
+        ) from error
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = Workspace(path, user)
+        if made.owner is not None:
+            os.chown(path, *made.owner)
+        for name in ("app", "home", "cache", "env"):
+            made.make(name)
+        for name in ("tmp", "var-tmp"):
+            made.make(name, 0o1777)
+        yield made
+    finally:
+        remove_tree(path)
+        os.close(lock)
+
+
+def _check_executable(parent: Path) -> None:
+    if os.statvfs(parent).f_flag & os.ST_NOEXEC:
+        raise OSError(errno.EACCES, "its filesystem is mounted noexec, so no buildpack could run")
+
+
+def collect_orphans(parent: Path) -> list[str]:
+    """Remove the workspaces below `parent` that no running build holds; returns their paths."""
+    removed = []
+    for found in sorted(parent.glob(f"{PREFIX}*")):
+        try:
+            lock = os.open(found, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(str(found))
+            removed.append(str(found))
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(lock)
+    return removed
