@@ -116,8 +116,7 @@ def build(
                     f"The config var {name} is one that buildpacks refuse to export; it is in ENV_DIR all the same."
                 )
             run.stage()
-            run.detect()
-            run.compile_all()
+            run.run_buildpacks()
             run.release()
             run.sweep()
             run.publish(output)
@@ -196,7 +195,6 @@ class _Build:
         self.record = record
         self.monitor = monitor
         self.buildpacks: list[api.Buildpack] = []
-        self.names: list[str] = []
         self.release_output: bytes | None = None
         needs = api.network_needs(os.environ) if options.network == "host" else api.NetworkNeeds()
         passed = {name: os.environ[name] for name in options.pass_env if name in os.environ}
@@ -265,40 +263,35 @@ class _Build:
             self.record.buildpacks.append(BuildpackRecord(reference, pack.digest))
         self._end("stage", "", began)
 
-    def detect(self) -> None:
-        """Every configured buildpack must match; what one prints is its name."""
-        for pack, kept in zip(self.buildpacks, self.record.buildpacks, strict=True):
-            if not pack.has("detect"):
-                kept.name = Path(pack.reference).name
-                self.names.append(kept.name)
-                continue
-            outcome, printed, said = self._captured("detect", pack, api.detect(pack, self.layout))
-            if outcome.exit_code != 0:
-                shown = (printed + said).decode("utf-8", "replace").strip()
-                raise BuildError(
-                    f"The buildpack {pack.reference} does not match this app"
-                    f" (bin/detect: {_ending(outcome)}{f', and it said: {shown[:500]}' if shown else ''}).",
-                    "Leave it out, or mend the app.",
-                    ExitCode.NO_BUILDPACK,
-                )
-            kept.name = printed.decode("utf-8", "replace").strip() or Path(pack.reference).name
-            self.names.append(kept.name)
-            self.monitor(Event("note", text=f"-----> {kept.name} app detected"))
-
-    def compile_all(self) -> None:
-        """Each compile in order, after the exports of those before it."""
+    def run_buildpacks(self) -> None:
+        """For each buildpack in order: detect, compile after the exports of those before it, report."""
         exports: list[str] = []
-        failed: NsbuildError | None = None
-        for number, (pack, name) in enumerate(zip(self.buildpacks, self.names, strict=True)):
+        for number, pack in enumerate(self.buildpacks):
+            name = self.record.buildpacks[number].name = self._detect(pack)
             try:
                 self._compile(pack, name, exports)
-            except BuildError as error:
-                failed = error
-            self._report(number, pack)
-            if failed is not None:
-                raise failed
+            finally:
+                self._report(number, pack)
             if self._has_export(number):
                 exports.append(f"{pack.path}/export")
+
+    def _detect(self, pack: api.Buildpack) -> str:
+        """A configured buildpack must match; what it prints is its name."""
+        own = Path(pack.reference).name
+        if not pack.has("detect"):
+            return own
+        outcome, printed, said = self._captured("detect", pack, api.detect(pack, self.layout))
+        if outcome.exit_code != 0:
+            shown = (printed + said).decode("utf-8", "replace").strip()
+            raise BuildError(
+                f"The buildpack {pack.reference} does not match this app"
+                f" (bin/detect {_ending(outcome)}{f', and said: {shown[:500]}' if shown else ''}).",
+                "Leave it out, or mend the app.",
+                ExitCode.NO_BUILDPACK,
+            )
+        name = printed.decode("utf-8", "replace").strip() or own
+        self.monitor(Event("note", text=f"-----> {name} app detected"))
+        return name
 
     def _compile(self, pack: api.Buildpack, name: str, exports: Sequence[str]) -> None:
         outcome = self._phase("compile", pack, api.compile_(pack, self.layout, exports))

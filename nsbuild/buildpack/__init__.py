@@ -12,7 +12,7 @@ from nsbuild.buildpack.environment import (
 )
 from nsbuild.buildpack.phases import Invocation, compile_, detect, release, report
 from nsbuild.buildpack.procfile import ProcfileError, parse_procfile
-from nsbuild.buildpack.release import Release, ReleaseError, parse_release
+from nsbuild.buildpack.release_yaml import Release, ReleaseError, parse_release
 
 __all__ = [
     "Buildpack",

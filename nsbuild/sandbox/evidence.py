@@ -67,8 +67,8 @@ class Evidence:
     proc_mounts: tuple[str, ...] = ()
     """Mount points below /proc."""
     mounts: int = 0
-    init_command: str = ""
-    """Process 1's command line."""
+    init_is_ours: bool = False
+    """Process 1 is an nsbuild that has hidden its command line."""
     container: str = ""
     ci: str = ""
     nproc: int | None = None
@@ -88,8 +88,7 @@ class Evidence:
     @property
     def nested(self) -> bool:
         """Inside one of our own sandboxes."""
-        ours = self.init_command == "nsbuild"
-        return ours and self.seccomp == 2 and self.no_new_privs and self.cap_bnd == 0
+        return self.init_is_ours and self.seccomp == 2 and self.no_new_privs and self.cap_bnd == 0
 
 
 def collect(uid: int, gid: int, path: str = "", *, experiments: bool = True) -> Evidence:
@@ -135,7 +134,7 @@ def collect(uid: int, gid: int, path: str = "", *, experiments: bool = True) -> 
         root_fstype=root_fstype,
         proc_mounts=proc_mounts,
         mounts=len(own_mounts.splitlines()),
-        init_command=read("/proc/1/cmdline").rstrip("\0").replace("\0", " "),
+        init_is_ours=read("/proc/1/cmdline").rstrip("\0") == "nsbuild",
         container=_container(read),
         ci="GitHub Actions" if os.environ.get("GITHUB_ACTIONS") else "CI" if os.environ.get("CI") else "",
         nproc=None if nproc == resource.RLIM_INFINITY else nproc,

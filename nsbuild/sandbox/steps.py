@@ -36,7 +36,7 @@ def try_all(uid: int, gid: int, workspace: str = "") -> tuple[Step, ...]:
     """
     root = os.geteuid() == 0
     done: list[Step] = []
-    passed: set[str] = set()
+    passed = set() if root else {TAKE_MOUNTS, BECOME}
     for name, needs, action in _STEPS:
         if (name in (TAKE_MOUNTS, BECOME) and not root) or not passed.issuperset(needs):
             continue
@@ -222,7 +222,7 @@ _STEPS: tuple[tuple[str, tuple[str, ...], Callable[[], None]], ...] = (
     (EXISTS, (), _exists),
     (TAKE_MOUNTS, (), _take_mounts),
     (BECOME, (), lambda: None),
-    ("NEWUSER", (EXISTS,), _new_user),
+    ("NEWUSER", (EXISTS, BECOME), _new_user),
     ("setgroups", ("NEWUSER",), lambda: _map("setgroups")),
     ("uid_map", ("setgroups",), lambda: _map("uid_map")),
     ("gid_map", ("uid_map",), lambda: _map("gid_map")),
