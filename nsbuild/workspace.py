@@ -77,9 +77,7 @@ def workspace(parent: Path, user: User) -> Iterator[Workspace]:
     """
     path = str(parent / f"{PREFIX}{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}")
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _check_executable(parent)
-        os.mkdir(path, 0o700)
+        _make_below(parent, path)
     except OSError as error:
         raise Refused(
             f"The workspace cannot be made in {parent}: {error.strerror}.",
@@ -99,6 +97,19 @@ def workspace(parent: Path, user: User) -> Iterator[Workspace]:
     finally:
         remove_tree(path)
         os.close(lock)
+        with contextlib.suppress(OSError):
+            parent.rmdir()  # ENOTEMPTY while another build has one there
+
+
+def _make_below(parent: Path, path: str) -> None:
+    parent.mkdir(parents=True, exist_ok=True)
+    _check_executable(parent)
+    try:
+        os.mkdir(path, 0o700)
+    except FileNotFoundError:
+        # Another build has just removed the empty parent.
+        parent.mkdir(parents=True, exist_ok=True)
+        os.mkdir(path, 0o700)
 
 
 def _check_executable(parent: Path) -> None:

@@ -214,6 +214,8 @@ def _above(fd: int) -> int:
 
 def _execve(command: Command) -> None:
     program = command.argv[0]
+    if not program:
+        raise FileNotFoundError(errno.ENOENT, "not found")
     candidates = [program]
     if b"/" not in program:
         path = command.env.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin")

@@ -45,6 +45,10 @@ class Step:
     name = "start"
 
 
+class HostVisible(RuntimeError):
+    """The new root is not what it should be: never run anything then."""
+
+
 def see(view: View, skeleton: str, given: Mapping[str, int], step: Step) -> None:
     """Make `/` what the view says, and leave the host's root behind.
 
@@ -89,6 +93,8 @@ def see(view: View, skeleton: str, given: Mapping[str, int], step: Step) -> None
     os.fchdir(root)
     try:
         kernel.pivot_root(".", ".")
+        # The old root lies on ours now, and on it the tmpfs of the files: the topmost goes first.
+        kernel.umount2(".", kernel.MNT_DETACH)
         kernel.umount2(".", kernel.MNT_DETACH)
     except kernel.KernelError as error:
         if error.errno != errno.EINVAL or error.call != "pivot_root":
@@ -96,6 +102,9 @@ def see(view: View, skeleton: str, given: Mapping[str, int], step: Step) -> None
         # The root is an initramfs, which cannot be pivoted away; our root lies on top of it already.
         os.chroot(".")
     os.chdir("/")
+    # Whatever is mounted on the root is where `/..` leads.
+    if not os.path.samestat(os.stat("/.."), os.fstat(root)):
+        raise HostVisible("the host's root is still mounted on the new one")
     os.close(root)
 
 

@@ -122,7 +122,7 @@ def _notes(evidence: Evidence) -> list[Finding]:
             Finding(
                 "supplementary-groups",
                 NOTE,
-                "Builds keep the supplementary groups of the user that starts nsbuild, and reach what those may reach.",
+                "Builds keep the supplementary groups of whoever starts nsbuild, and reach what those may reach.",
                 f"the groups are {', '.join(evidence.groups)}",
                 "Start nsbuild from a user without them, or as root, which can drop them (--user).",
             )
@@ -157,8 +157,8 @@ def explain(error: LaunchError, uid: int | None = None, gid: int | None = None) 
         about = f" {error.path}" if error.path else ""
         reason = os.strerror(error.errno) if error.errno else error.text
         return Refused(
-            f"The sandbox could not be set up: at the step `{error.step}`, {error.call}{about} failed ({reason}), and "
-            "nothing that nsbuild knows of explains it.",
+            f"The sandbox could not be set up: at the step `{error.step}`, {error.call}{about} failed ({reason}), "
+            "and nothing that nsbuild knows of explains it.",
             "`nsbuild doctor` tells what works here.",
         )
     found = candidates[0]

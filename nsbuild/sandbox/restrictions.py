@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nsbuild.sandbox import seccomp
+from nsbuild.sandbox import fixes
 from nsbuild.sandbox.evidence import Evidence
 from nsbuild.sandbox.steps import BECOME, EXISTS, PRIVATE, TAKE_MOUNTS, Step
 
@@ -23,7 +23,6 @@ USER = ("NEWUSER", "clone")
 MAPS = ("setgroups", "uid_map", "gid_map")
 MOUNTS = (PRIVATE, "tmpfs", "bind", "mount_setattr", "proc", "overlay", "pivot_root")
 NAMESPACES = ("NEWNS", "NEWPID", "NEWIPC", "NEWUTS", "NEWNET")
-CONTAINER_PROFILE = os.path.join(os.path.dirname(seccomp.__file__), "container.json")
 
 Told = Callable[[Evidence, Step], str]
 
@@ -79,22 +78,6 @@ MISSED = {
 """What a launch can do without."""
 
 
-def _say(text: str) -> Callable[[Evidence], str]:
-    return lambda evidence: text
-
-
-def _on_host(evidence: Evidence) -> str:
-    return f" on the host of this {evidence.container} container" if evidence.container else ""
-
-
-def _sysctl(name: str, value: int) -> Callable[[Evidence], str]:
-    def fix(evidence: Evidence) -> str:
-        file = "/etc/sysctl.d/90-nsbuild.conf"
-        return f"As root{_on_host(evidence)}: echo '{name} = {value}' >> {file} && sysctl -p {file}"
-
-    return fix
-
-
 def _limit(kind: str) -> Told:
     name = f"user.max_{kind}_namespaces"
 
@@ -119,7 +102,7 @@ def _limit_row(kind: str, step: str, thing: str) -> Restriction:
         (errno.ENOSPC,),
         _limit(kind),
         f"The limit {name} leaves no {thing} namespace for this user.",
-        _sysctl(name, 15000),
+        fixes.sysctl(name, 15000),
     )
 
 
@@ -147,87 +130,6 @@ def _seccomp(evidence: Evidence, step: Step) -> str:
     return f"{told}, and {call} is refused before the kernel looks at its arguments" if call in _TRIED else told
 
 
-def _seccomp_fix(evidence: Evidence) -> str:
-    if evidence.container == "kubernetes":
-        return (
-            f"Copy {CONTAINER_PROFILE} to /var/lib/kubelet/seccomp/nsbuild.json on every node and give the pod a user "
-            "namespace and this profile."
-        )
-    if evidence.container in ("docker", "podman"):
-        return f"Start the container with --security-opt seccomp={CONTAINER_PROFILE} (copied to where {evidence.container} runs)."
-    return (
-        "Allow clone, unshare, mount, umount2, pivot_root, open_tree, move_mount, mount_setattr, fsopen, fsconfig and "
-        f"fsmount in the filter this process was started under (systemd: RestrictNamespaces=no and "
-        f"SystemCallFilter=@mount; a container: {CONTAINER_PROFILE})."
-    )
-
-
-def _seccomp_snippet(evidence: Evidence) -> str:
-    return POD.format(apparmor="") if evidence.container == "kubernetes" else ""
-
-
-POD = """\
-spec:
-  hostUsers: false
-  containers:
-  - name: build
-    securityContext:
-      seccompProfile:
-        type: Localhost
-        localhostProfile: nsbuild.json
-{apparmor}"""
-POD_APPARMOR = """\
-      appArmorProfile:
-        type: Localhost
-        localhostProfile: nsbuild-container
-"""
-
-
-def apparmor_profile(path: str) -> str:
-    """A profile that lets the file at `path`, and what it starts, make user namespaces, and restricts nothing.
-
-    What it execs keeps the label (an `unconfined` profile passes on where no other attaches), so a script's covers
-    its interpreter.
-    """
-    escaped = "".join(f"\\{character}" if character in '\\"*?[]{}^' else character for character in path)
-    return f"""\
-abi <abi/4.0>,
-include <tunables/global>
-
-profile nsbuild "{escaped}" flags=(unconfined) {{
-  userns,
-
-  include if exists <local/nsbuild>
-}}
-"""
-
-
-def profile_target(evidence: Evidence) -> str:
-    """The file a profile should attach to: what was really exec'd, unless others run it too; else empty."""
-    if evidence.script:
-        return evidence.script
-    shared = os.path.basename(evidence.executable).startswith("python") and evidence.executable.startswith("/usr/")
-    return "" if shared else evidence.executable
-
-
-def _apparmor_fix(evidence: Evidence) -> str:
-    target = profile_target(evidence)
-    if not target:
-        return (
-            f"What was exec'd is {evidence.executable}, which every Python program shares: start nsbuild by its "
-            "`nsbuild` script instead, and run doctor that way for the AppArmor profile of that file."
-        )
-    fix = f"As root{_on_host(evidence)}: save this profile of {target} as /etc/apparmor.d/nsbuild, then apparmor_parser -r /etc/apparmor.d/nsbuild."
-    if evidence.ci:
-        fix += f" On {evidence.ci}, let a step before the build do so with sudo."
-    return fix
-
-
-def _apparmor_snippet(evidence: Evidence) -> str:
-    target = profile_target(evidence)
-    return apparmor_profile(target) if target else ""
-
-
 def _unconfined(label: str | None) -> bool:
     return label is None or label == "unconfined" or label.endswith("(unconfined)")
 
@@ -251,34 +153,10 @@ def _label(evidence: Evidence, step: Step) -> str:
     return "" if _unconfined(evidence.apparmor) else f"/proc/self/attr/apparmor/current is {evidence.apparmor}"
 
 
-def _container_apparmor_fix(evidence: Evidence) -> str:
-    load = "As root on the host: save this profile as /etc/apparmor.d/nsbuild-container, apparmor_parser -r it, and"
-    if evidence.container == "kubernetes":
-        return f"{load} name it in the pod's appArmorProfile (type Localhost)."
-    # Unconfined is what Ubuntu's restriction is about, so on such a host that alone fails a step earlier.
-    return f"{load} start the container with --security-opt apparmor=nsbuild-container."
-
-
-CONTAINER_APPARMOR = """\
-abi <abi/4.0>,
-include <tunables/global>
-
-profile nsbuild-container flags=(unconfined) {
-  userns,
-}
-"""
-
-
 def _selinux(evidence: Evidence, step: Step) -> str:
     if not evidence.selinux_enforcing:
         return ""
     return f"/sys/fs/selinux/enforce is 1, the context is {evidence.selinux or 'not readable'}"
-
-
-def _selinux_snippet(evidence: Evidence) -> str:
-    fields = (evidence.selinux or "").split(":")
-    domain = fields[2] if len(fields) > 2 else "unconfined_t"
-    return f"(allow {domain} self (user_namespace (create)))\n"
 
 
 def _kernel_before(major: int, minor: int) -> Told:
@@ -322,6 +200,11 @@ def _nproc(evidence: Evidence, step: Step) -> str:
     return "" if evidence.nproc is None else f"RLIMIT_NPROC is {evidence.nproc} (`ulimit -u`)"
 
 
+def _userns_clone(evidence: Evidence, step: Step) -> str:
+    zero = evidence.sysctls.get("kernel.unprivileged_userns_clone") == 0
+    return "/proc/sys/kernel/unprivileged_userns_clone is 0" if zero else ""
+
+
 def _mount_max(evidence: Evidence, step: Step) -> str:
     value = evidence.sysctls.get("fs.mount-max")
     call = step.call.split(" ")[0]
@@ -334,32 +217,32 @@ TABLE: tuple[Restriction, ...] = (
     Restriction(
         "no-proc", REFUSED, (), (), lambda e, s: "" if e.proc_mounted else "/proc/self does not exist",
         "/proc is not mounted here, and every step of a launch goes through it.",
-        _say("mount -t proc proc /proc"),
+        fixes.say("mount -t proc proc /proc"),
     ),
     Restriction(
         "architecture", REFUSED, (), (errno.ENOSYS,),
         lambda e, s: "" if e.machine in ("x86_64", "aarch64") else f"uname -m is {e.machine}",
-        "nsbuild does not know this machine's system call numbers.", _say("Build on x86_64 or aarch64."),
+        "nsbuild does not know this machine's system call numbers.", fixes.say("Build on x86_64 or aarch64."),
     ),
     Restriction(
         "gvisor", REFUSED, (), (), _gvisor,
         "This is gVisor, whose mount namespaces lack what a build needs.",
-        _say("Use the direct path (--fallback direct), or a runtime class other than gVisor's."),
+        fixes.say("Use the direct path (--fallback direct), or a runtime class other than gVisor's."),
     ),
     Restriction(
         "wsl1", REFUSED, (EXISTS,), (), _wsl1, "This is WSL 1, which has no user namespaces.",
-        _say("Use WSL 2: wsl --set-version DISTRIBUTION 2"),
+        fixes.say("Use WSL 2: wsl --set-version DISTRIBUTION 2"),
     ),
     Restriction(
         "no-user-namespaces", REFUSED, (EXISTS,), (),
         lambda e, s: "" if e.user_ns else "/proc/self/ns/user does not exist",
         "This kernel was built without user namespaces (CONFIG_USER_NS).",
-        _say("Boot another kernel: every distribution's own has them."),
+        fixes.say("Boot another kernel: every distribution's own has them."),
     ),
     Restriction(
         "nested", REFUSED, (), (errno.EPERM, errno.ENOSYS), _nested,
         "This is inside a build that nsbuild runs, and its seccomp filter refuses mounts to everything in there.",
-        _say("Run the inner build outside, or directly (--fallback direct): it is in a sandbox already."),
+        fixes.say("Run the inner build outside, or directly (--fallback direct): it is in a sandbox already."),
     ),
     Restriction(
         "pids-max", REFUSED, (), (errno.EAGAIN,), _pids,
@@ -369,13 +252,16 @@ TABLE: tuple[Restriction, ...] = (
     Restriction(
         "rlimit-nproc", REFUSED, (), (errno.EAGAIN,), _nproc,
         "The limit of processes of this user (RLIMIT_NPROC) leaves none for the sandbox.",
-        _say("Raise it: `nproc` in /etc/security/limits.d/nsbuild.conf, LimitNPROC= in a systemd unit, docker --ulimit nproc=-1."),
+        fixes.say(
+            "Raise it: `nproc` in /etc/security/limits.d/nsbuild.conf, LimitNPROC= in a systemd unit, "
+            "docker --ulimit nproc=-1."
+        ),
     ),
     Restriction(
         "unmapped-user", REFUSED, (BECOME,), (errno.EINVAL,),
         lambda e, s: f"/proc/self/uid_map and gid_map do not hold {e.uid}" if e.unmapped_ids else "",
         "The build's user does not exist in this user namespace.",
-        _say("Name one that does with --user, or give the container a range of ids (/etc/subuid, /etc/subgid)."),
+        fixes.say("Name one that does with --user, or give the container a range of ids (/etc/subuid, /etc/subgid)."),
     ),
     _limit_row("user", "NEWUSER", "user"),
     _limit_row("mnt", "NEWNS", "mount"),
@@ -386,103 +272,112 @@ TABLE: tuple[Restriction, ...] = (
     Restriction(
         "namespaces-used-up", REFUSED, ("clone",), (errno.ENOSPC,), _all_limits,
         "One of the limits user.max_*_namespaces was used up at that moment.",
-        _say("Run fewer builds at a time, or raise them in /etc/sysctl.d."),
+        fixes.say("Run fewer builds at a time, or raise them in /etc/sysctl.d."),
     ),
     Restriction(
-        "threads", REFUSED, USER, (errno.EINVAL,), lambda e, s: f"Threads: {e.threads} in /proc/self/status" if e.threads > 1 else "",
-        "The process that starts the sandbox has other threads, and the kernel gives such a process no user namespace.",
-        _say("This is a mistake in nsbuild, or of a caller that uses Launcher(isolated=False): use Launcher()."),
+        "threads", REFUSED, USER, (errno.EINVAL,),
+        lambda e, s: f"Threads: {e.threads} in /proc/self/status" if e.threads > 1 else "",
+        "The process that starts the sandbox has other threads, and no such process gets a user namespace.",
+        fixes.say("This is a mistake in nsbuild, or of a caller that uses Launcher(isolated=False): use Launcher()."),
     ),
     Restriction(
         "seccomp", REFUSED, (), (errno.EPERM, errno.EACCES, errno.ENOSYS, 0),
         lambda e, s: "" if s.name == "mount_setattr" and s.errno == errno.ENOSYS else _seccomp(e, s),
         "A seccomp filter, as containers have, refuses the namespaces or mounts of the sandbox.",
-        _seccomp_fix, _seccomp_snippet,
+        fixes.seccomp_fix, fixes.seccomp_snippet,
     ),
     Restriction(
         "root-without-capabilities", REFUSED, (TAKE_MOUNTS, BECOME), (errno.EPERM,), _root_lacks,
         "root lacks privileges here, as in a container, and cannot prepare a sandbox for another user.",
-        _say("Start nsbuild as an ordinary user (docker: --user, Kubernetes: runAsUser)."),
+        fixes.say("Start nsbuild as an ordinary user (docker: --user, Kubernetes: runAsUser)."),
     ),
     Restriction(
         "unprivileged-userns-clone", REFUSED, USER, (errno.EPERM,),
-        lambda e, s: "/proc/sys/kernel/unprivileged_userns_clone is 0" if e.sysctls.get("kernel.unprivileged_userns_clone") == 0 else "",
+        _userns_clone,
         "This kernel allows user namespaces to root only (kernel.unprivileged_userns_clone, Debian's).",
-        _sysctl("kernel.unprivileged_userns_clone", 1),
+        fixes.sysctl("kernel.unprivileged_userns_clone", 1),
     ),
     Restriction(
         "chroot", REFUSED, USER, (errno.EPERM,), lambda e, s: e.chroot,
         "This process is in a chroot, where the kernel allows no user namespace.",
-        _say("Run nsbuild outside it, or enter the directory with pivot_root: `bwrap --bind DIR / ...`, systemd-nspawn."),
+        fixes.say("Run nsbuild outside it, or enter it with pivot_root: `bwrap --bind DIR / ...`, systemd-nspawn."),
     ),
     Restriction(
         "not-dumpable", REFUSED, MAPS, (errno.EACCES,), lambda e, s: "" if e.dumpable else "PR_GET_DUMPABLE is not 1",
         "The process that starts the sandbox is not dumpable, so its /proc/self/uid_map belongs to root.",
-        _say("Make nsbuild readable to the user that runs it and start it without file capabilities, or call prctl(PR_SET_DUMPABLE, 1) first."),
+        fixes.say(
+            "Let the user that runs it read the interpreter, start it without file capabilities, or call "
+            "prctl(PR_SET_DUMPABLE, 1) first."
+        ),
     ),
     Restriction(
         "apparmor-container", REFUSED, (*USER, "NEWNS", TAKE_MOUNTS, *MOUNTS), (errno.EACCES,), _container_label,
         "The container's AppArmor profile refuses every mount.",
-        _container_apparmor_fix,
-        lambda e: CONTAINER_APPARMOR + (POD.format(apparmor=POD_APPARMOR) if e.container == "kubernetes" else ""),
+        fixes.container_apparmor_fix,
+        fixes.container_apparmor_snippet,
     ),
     Restriction(
         "apparmor-userns-restricted", REFUSED, (*USER, *MAPS, *NAMESPACES, *MOUNTS), (errno.EACCES, errno.EPERM),
         lambda e, s: _ubuntu(e, s) if _unconfined(e.apparmor) else "",
         "AppArmor takes the privileges of new user namespaces from programs without a profile of their own (Ubuntu).",
-        _apparmor_fix, _apparmor_snippet,
+        fixes.apparmor_fix, fixes.apparmor_snippet,
     ),
     Restriction(
         "apparmor-profile", REFUSED, (*USER, *MAPS, *NAMESPACES, *MOUNTS), (errno.EACCES,), _label,
         "The AppArmor profile that this process runs under refuses the sandbox.",
-        lambda e: f"Allow `userns,` and `mount,` in that profile, or: {_apparmor_fix(e)}",
-        _apparmor_snippet,
+        lambda e: f"Allow `userns,` and `mount,` in that profile, or: {fixes.apparmor_fix(e)}",
+        fixes.apparmor_snippet,
     ),
     Restriction(
         "selinux", REFUSED, USER, (errno.EACCES,), _selinux,
         "SELinux refuses this domain to create a user namespace.",
-        _say("As root: save this rule as nsbuild.cil, then semodule -i nsbuild.cil"), _selinux_snippet,
+        fixes.say("As root: save this rule as nsbuild.cil, then semodule -i nsbuild.cil"), fixes.selinux_snippet,
     ),
     Restriction(
         "masked-proc", DEGRADED, ("proc",), (errno.EPERM,),
         lambda e, s: f"mounted below /proc: {', '.join(e.proc_mounts)}" if e.proc_mounts else "",
-        "Parts of /proc are masked here, so the kernel allows no new one: builds see this one, with the processes around them.",
-        _say("Nothing needs fixing. For a /proc of their own: docker --security-opt systempaths=unconfined, Kubernetes procMount: Unmasked."),
+        "Parts of /proc are masked here, so the kernel allows no new one: builds see this one, and its processes.",
+        fixes.say(
+            "Nothing needs fixing. For a /proc of their own: docker --security-opt systempaths=unconfined, "
+            "Kubernetes procMount: Unmasked."
+        ),
     ),
     Restriction(
         "initramfs", NOTE, ("pivot_root",), (errno.EINVAL,),
         lambda e, s: f"/ is {e.root_fstype}" if e.root_fstype in ("rootfs", "ramfs", "tmpfs") else "",
         "The root is an initramfs, which cannot be pivoted away: nsbuild moves its own on top of it and uses chroot.",
-        _say("Nothing needs fixing."),
+        fixes.say("Nothing needs fixing."),
     ),
     Restriction(
         "overlay-kernel", DEGRADED, ("overlay",), (errno.EPERM,), _kernel_before(5, 11),
         "Before Linux 5.11 only root can mount an overlay: slugs are copied where one would do.",
-        _say("Nothing needs fixing; a newer kernel is faster."),
+        fixes.say("Nothing needs fixing; a newer kernel is faster."),
     ),
     Restriction(
-        "overlay-missing", DEGRADED, ("overlay",), (errno.ENODEV,), lambda e, s: "the kernel knows no such filesystem",
+        "overlay-missing", DEGRADED, ("overlay",), (errno.ENODEV,),
+        lambda e, s: "the kernel knows no such filesystem",
         "The overlay module is not loaded: slugs are copied where one would do.",
-        lambda e: f"As root{_on_host(e)}: modprobe overlay (at every boot: echo overlay > /etc/modules-load.d/nsbuild.conf)",
+        lambda e: f"As root{fixes.on_host(e)}: echo overlay > /etc/modules-load.d/nsbuild.conf && modprobe overlay",
     ),
     Restriction(
         "mount-setattr", DEGRADED, ("mount_setattr",), (errno.ENOSYS,), _hidden_setattr,
-        "There is no mount_setattr (Linux 5.12): every mount is made read-only one by one, and root-owned files are copied.",
-        _say("Nothing needs fixing; a newer kernel, or container runtime, is faster."),
+        "There is no mount_setattr (Linux 5.12): mounts become read-only one by one, root-owned files are copied.",
+        fixes.say("Nothing needs fixing; a newer kernel, or container runtime, is faster."),
     ),
     Restriction(
         "mount-max", REFUSED, (*MOUNTS, TAKE_MOUNTS), (errno.ENOSPC,), _mount_max,
-        "The limit fs.mount-max leaves too few mounts for the sandbox.", _sysctl("fs.mount-max", 100000),
+        "The limit fs.mount-max leaves too few mounts for the sandbox.", fixes.sysctl("fs.mount-max", 100000),
     ),
     Restriction(
-        "noexec", REFUSED, ("exec",), (errno.EACCES,), lambda e, s: f"{e.path} is on a mount with the flag noexec" if e.noexec else "",
+        "noexec", REFUSED, ("exec",), (errno.EACCES,),
+        lambda e, s: f"{e.path} is on a mount with the flag noexec" if e.noexec else "",
         "Nothing can be executed in the build's directory: its mount forbids it (noexec).",
-        _say("Use a directory on another mount: --workspace-dir, or another BUILD_DIR."),
+        fixes.say("Use a directory on another mount: --workspace-dir, or another BUILD_DIR."),
     ),
     Restriction(
         "unknown", REFUSED, (), (),
         lambda e, s: f"{s.call}{' ' + s.path if s.path else ''}: {os.strerror(s.errno) if s.errno else 'no errno'}",
         "A step of the launch fails for a reason that nsbuild cannot tell.",
-        _say("Show the output of `nsbuild doctor --json` to whoever runs this machine, or report it."),
+        fixes.say("Show the output of `nsbuild doctor --json` to whoever runs this machine, or report it."),
     ),
 )  # fmt: skip

@@ -152,9 +152,10 @@ class Skeleton:
 
     def _place(self, operation: Place) -> None:
         parent_path, _, name = operation.path.rpartition("/")
-        parent = self._reach(parent_path)
+        source = os.lstat(operation.source)
+        parent = self._reach(parent_path, make_for=(source.st_uid, source.st_gid))
         try:
-            mode = stat.S_IMODE(os.lstat(operation.source).st_mode)
+            mode = stat.S_IMODE(source.st_mode)
             with _renamable(operation.source):
                 try:
                     os.rename(operation.source, name, dst_dir_fd=parent)
@@ -170,12 +171,24 @@ class Skeleton:
             os.close(parent)
         self._placed.append((operation.path, operation.source, mode))
 
-    def _reach(self, path: str) -> int:
-        """An O_PATH descriptor of a directory of the skeleton; made passable where a build closed it."""
+    def _reach(self, path: str, make_for: tuple[int, int] | None = None) -> int:
+        """An O_PATH descriptor of a directory of the skeleton; made passable where a build closed it.
+
+        With `make_for` (uid, gid) what is missing on the way is made, and what is no directory replaced.
+        """
         here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
         for name in path.split("/")[1:]:
             try:
-                there = kernel.openat2(here, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, _BENEATH)
+                try:
+                    there = _enter(here, name)
+                except OSError:
+                    if make_for is None:
+                        raise
+                    remove_tree(name, dir_fd=here)
+                    os.mkdir(name, 0o755, dir_fd=here)
+                    there = _enter(here, name)
+                    if os.geteuid() == 0:
+                        os.chown(name, *make_for, dir_fd=here, follow_symlinks=False)
                 mode = stat.S_IMODE(os.fstat(there).st_mode)
                 if mode & _RENAME_NEEDS != _RENAME_NEEDS:
                     os.chmod(f"/proc/self/fd/{there}", mode | _RENAME_NEEDS)
@@ -228,6 +241,10 @@ class Skeleton:
 
 def _in_use(path: str) -> LaunchError:
     return LaunchError("skeleton", "flock", path, 0, "it is the root of a running launch")
+
+
+def _enter(directory: int, name: str) -> int:
+    return kernel.openat2(directory, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, _BENEATH)
 
 
 class _renamable:  # noqa: N801
