@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
+
+import click
 
 from nsbuild.build import Event, Record
 from nsbuild.errors import NsbuildError
@@ -14,7 +15,8 @@ class Progress:
     """A monitor. Colours only where a terminal watches and NO_COLOR is unset; plain lines elsewhere."""
 
     def __init__(self) -> None:
-        self._colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        # click leaves colours out where no terminal watches.
+        self._colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._began = time.monotonic()
 
     def __call__(self, event: Event) -> None:
@@ -22,31 +24,30 @@ class Progress:
         if event.kind == "output":
             self._output(event.data)
         elif event.kind == "ended":
-            self._line(f"{about} ({event.seconds:.1f} s)", "2")
+            self._line(f"{about} ({event.seconds:.1f} s)", "bright_black")
         elif event.kind == "started" and event.name == "compile":
-            self._line(f"{about} ...", "1")
+            self._line(f"{about} ...", "cyan")
         elif event.kind == "warning":
-            self._line(f"warning: {event.text}", "33")
+            self._line(f"warning: {event.text}", "yellow")
         elif event.kind == "note":
-            self._line(event.text, "")
+            self._line(event.text)
 
     def finished(self, record: Record) -> None:
         """The last line of a build that succeeded."""
         assert record.slug is not None
         size = f"{record.slug.bytes / 1e6:.1f} MB"
         cached = ", cached" if record.cache_hit else ""
-        self._line(f"built {record.slug.path} ({size}{cached}) in {record.seconds:.1f} s", "32")
+        self._line(f"built {record.slug.path} ({size}{cached}) in {record.seconds:.1f} s", "green")
 
     def failed(self, error: NsbuildError) -> None:
         """Before the error itself is shown: how far it got."""
-        self._line(f"failed after {time.monotonic() - self._began:.1f} s", "31")
+        self._line(f"failed after {time.monotonic() - self._began:.1f} s", "red")
 
     def _output(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(1, rest) :]
 
-    def _line(self, text: str, colour: str) -> None:
-        if self._colours and colour:
-            text = f"\x1b[{colour}m{text}\x1b[0m"
-        print(f"nsbuild: {text}", file=sys.stderr, flush=True)
+    def _line(self, text: str, colour: str | None = None) -> None:
+        line = f"nsbuild: {text}"
+        click.echo(click.style(line, fg=colour) if self._colours and colour else line, err=True)
