@@ -9,7 +9,7 @@ from nsbuild.sandbox import seccomp
 from nsbuild.sandbox.evidence import Evidence
 
 CONTAINER_PROFILE = os.path.join(os.path.dirname(seccomp.__file__), "container.json")
-"""Docker's default seccomp profile with the calls of a launch added: see `seccomp/container.py`."""
+"""Docker's default seccomp profile, with the calls of a launch allowed."""
 
 
 def say(text: str) -> Callable[[Evidence], str]:
@@ -93,6 +93,8 @@ def profile_target(evidence: Evidence) -> str:
 
 
 def apparmor_fix(evidence: Evidence) -> str:
+    if evidence.container:
+        return container_apparmor_fix(evidence)
     target = profile_target(evidence)
     if not target:
         return (
@@ -100,13 +102,15 @@ def apparmor_fix(evidence: Evidence) -> str:
             "`nsbuild` script instead, and run doctor that way for the AppArmor profile of that file."
         )
     file = "/etc/apparmor.d/nsbuild"
-    fix = f"As root{on_host(evidence)}: save this profile of {target} as {file}, then apparmor_parser -r {file}"
+    fix = f"As root: save this profile of {target} as {file}, then apparmor_parser -r {file}"
     if evidence.ci:
         fix += f" (on {evidence.ci}: in a step before the build, with sudo)"
     return f"{fix}."
 
 
 def apparmor_snippet(evidence: Evidence) -> str:
+    if evidence.container:
+        return container_apparmor_snippet(evidence)
     target = profile_target(evidence)
     return apparmor_profile(target) if target else ""
 
@@ -115,7 +119,7 @@ def container_apparmor_fix(evidence: Evidence) -> str:
     load = "As root on the host: save this profile as /etc/apparmor.d/nsbuild-container, apparmor_parser -r it, and"
     if evidence.container == "kubernetes":
         return f"{load} name it in the pod's appArmorProfile (type Localhost)."
-    # Unconfined is what Ubuntu's restriction is about, so on such a host that alone fails a step earlier.
+    # Not apparmor=unconfined: on Ubuntu 24.04 that is what the restriction of user namespaces is about.
     return f"{load} start the container with --security-opt apparmor=nsbuild-container."
 
 

@@ -144,15 +144,14 @@ def explain(error: LaunchError, uid: int | None = None, gid: int | None = None) 
 
     Probes, so it takes a tenth of a second. `uid` and `gid` as for `probe`. Raises nothing.
     """
-    report = probe(uid, gid)
-    evidence = report.evidence
-    if error.path and error.step == "exec":
-        evidence = collect(evidence.uid, gid or 0, error.path, experiments=False)
+    report = probe(uid, gid, error.path if error.step == "exec" else "")
     step = _as_step(error)
-    own = _known(diagnose([step], evidence))
+    own = _known(diagnose([step], report.evidence))
     probed = _known(report.findings)
-    # Only the probe's single steps say which of its namespaces a clone was refused.
-    candidates = [*probed, *own] if step.name == "clone" else [*own, *probed]
+    candidates = [*own, *(found for found in probed if found.severity == REFUSED)]
+    if step.name == "clone":
+        # Only the probe's single steps say which of its namespaces a clone was refused.
+        candidates = [*(found for found in probed if found.severity == REFUSED or found.step == "NEWNET"), *own]
     if not candidates:
         about = f" {error.path}" if error.path else ""
         reason = os.strerror(error.errno) if error.errno else error.text
@@ -167,7 +166,8 @@ def explain(error: LaunchError, uid: int | None = None, gid: int | None = None) 
 
 
 def _known(findings: Iterable[Finding]) -> list[Finding]:
-    return [found for found in findings if found.severity == REFUSED and not found.code.startswith("unknown")]
+    """Those that come from a step, and name its cause."""
+    return [found for found in findings if found.step and not found.code.startswith("unknown")]
 
 
 _BY_CALL = {

@@ -1,8 +1,7 @@
 """What kernels and policies refuse, as data: where it shows, what tells it apart, and the narrowest fix.
 
 A row matches a failed step by name and errno, and then only if something that was read tells it from the others
-with that errno. Rows are tried in order, the surest first. Steps beyond those of `steps.py`: `exec`, and for what
-a launch met `namespaces` (a clone that failed where the probe's single steps pass).
+with that errno. Rows are tried in order, the surest first.
 """
 
 from __future__ import annotations
@@ -118,16 +117,26 @@ def _nested(evidence: Evidence, step: Step) -> str:
 
 
 _TRIED = ("unshare", "clone", "mount", "open_tree", "mount_setattr")
+_UNTRIED = ("umount2", "pivot_root", "move_mount", "fsopen", "fsconfig", "fsmount", "openat2")
 
 
 def _seccomp(evidence: Evidence, step: Step) -> str:
     call = step.call.split(" ")[0]
     if step.call == "killed by signal 31":
         return "the step was killed by SIGSYS"
-    if evidence.seccomp != 2 or (call in _TRIED and call not in evidence.filtered):
+    if evidence.seccomp != 2:
         return ""
     told = "Seccomp: 2 in /proc/self/status"
-    return f"{told}, and {call} is refused before the kernel looks at its arguments" if call in _TRIED else told
+    if call in evidence.filtered:
+        return f"{told}, and {call} is refused before the kernel looks at its arguments"
+    return told if call in _UNTRIED else ""
+
+
+def _masked(evidence: Evidence, step: Step) -> str:
+    # The kernel compares what would be seen when the mount is made; a filter would refuse the call before.
+    if step.call == "fsopen" or not evidence.proc_mounts:
+        return ""
+    return f"mounted below /proc: {', '.join(evidence.proc_mounts)}"
 
 
 def _unconfined(label: str | None) -> bool:
@@ -168,7 +177,8 @@ def _kernel_before(major: int, minor: int) -> Told:
 
 def _hidden_setattr(evidence: Evidence, step: Step) -> str:
     old = _kernel_before(5, 12)(evidence, step)
-    return old or (_seccomp(evidence, step) and "a seccomp filter (Seccomp: 2) older than the call hides it")
+    hidden = _seccomp(evidence, step)
+    return old or (hidden and f"{hidden}: the filter is older than the call")
 
 
 def _gvisor(evidence: Evidence, step: Step) -> str:
@@ -281,6 +291,20 @@ TABLE: tuple[Restriction, ...] = (
         fixes.say("This is a mistake in nsbuild, or of a caller that uses Launcher(isolated=False): use Launcher()."),
     ),
     Restriction(
+        "masked-proc", DEGRADED, ("proc",), (errno.EPERM,),
+        _masked,
+        "Parts of /proc are masked here, so the kernel allows no new one: builds see this one, and its processes.",
+        fixes.say(
+            "Nothing needs fixing. For a /proc of their own: docker --security-opt systempaths=unconfined, "
+            "Kubernetes procMount: Unmasked."
+        ),
+    ),
+    Restriction(
+        "overlay-kernel", DEGRADED, ("overlay",), (errno.EPERM,), _kernel_before(5, 11),
+        "Before Linux 5.11 only root can mount an overlay: slugs are copied where one would do.",
+        fixes.say("Nothing needs fixing; a newer kernel is faster."),
+    ),
+    Restriction(
         "seccomp", REFUSED, (), (errno.EPERM, errno.EACCES, errno.ENOSYS, 0),
         lambda e, s: "" if s.name == "mount_setattr" and s.errno == errno.ENOSYS else _seccomp(e, s),
         "A seccomp filter, as containers have, refuses the namespaces or mounts of the sandbox.",
@@ -292,13 +316,13 @@ TABLE: tuple[Restriction, ...] = (
         fixes.say("Start nsbuild as an ordinary user (docker: --user, Kubernetes: runAsUser)."),
     ),
     Restriction(
-        "unprivileged-userns-clone", REFUSED, USER, (errno.EPERM,),
-        _userns_clone,
+        "unprivileged-userns-clone", REFUSED, USER, (errno.EPERM,), _userns_clone,
         "This kernel allows user namespaces to root only (kernel.unprivileged_userns_clone, Debian's).",
         fixes.sysctl("kernel.unprivileged_userns_clone", 1),
     ),
     Restriction(
-        "chroot", REFUSED, USER, (errno.EPERM,), lambda e, s: e.chroot,
+        # root is stopped before: a `/` that is no mount's root cannot be made private
+        "chroot", REFUSED, (*USER, TAKE_MOUNTS), (errno.EPERM, errno.EINVAL), lambda e, s: e.chroot,
         "This process is in a chroot, where the kernel allows no user namespace.",
         fixes.say("Run nsbuild outside it, or enter it with pivot_root: `bwrap --bind DIR / ...`, systemd-nspawn."),
     ),
@@ -311,8 +335,9 @@ TABLE: tuple[Restriction, ...] = (
         ),
     ),
     Restriction(
-        "apparmor-container", REFUSED, (*USER, "NEWNS", TAKE_MOUNTS, *MOUNTS), (errno.EACCES,), _container_label,
-        "The container's AppArmor profile refuses every mount.",
+        "apparmor-container", REFUSED, (*USER, *MAPS, "NEWNS", TAKE_MOUNTS, *MOUNTS), (errno.EACCES,),
+        _container_label,
+        "The container's AppArmor profile refuses the sandbox's mounts.",
         fixes.container_apparmor_fix,
         fixes.container_apparmor_snippet,
     ),
@@ -334,24 +359,10 @@ TABLE: tuple[Restriction, ...] = (
         fixes.say("As root: save this rule as nsbuild.cil, then semodule -i nsbuild.cil"), fixes.selinux_snippet,
     ),
     Restriction(
-        "masked-proc", DEGRADED, ("proc",), (errno.EPERM,),
-        lambda e, s: f"mounted below /proc: {', '.join(e.proc_mounts)}" if e.proc_mounts else "",
-        "Parts of /proc are masked here, so the kernel allows no new one: builds see this one, and its processes.",
-        fixes.say(
-            "Nothing needs fixing. For a /proc of their own: docker --security-opt systempaths=unconfined, "
-            "Kubernetes procMount: Unmasked."
-        ),
-    ),
-    Restriction(
         "initramfs", NOTE, ("pivot_root",), (errno.EINVAL,),
-        lambda e, s: f"/ is {e.root_fstype}" if e.root_fstype in ("rootfs", "ramfs", "tmpfs") else "",
-        "The root is an initramfs, which cannot be pivoted away: nsbuild moves its own on top of it and uses chroot.",
+        lambda e, s: f"/ is {e.root_fstype}",
+        "The root cannot be pivoted away, as an initramfs never can: nsbuild moves its own on top of it instead.",
         fixes.say("Nothing needs fixing."),
-    ),
-    Restriction(
-        "overlay-kernel", DEGRADED, ("overlay",), (errno.EPERM,), _kernel_before(5, 11),
-        "Before Linux 5.11 only root can mount an overlay: slugs are copied where one would do.",
-        fixes.say("Nothing needs fixing; a newer kernel is faster."),
     ),
     Restriction(
         "overlay-missing", DEGRADED, ("overlay",), (errno.ENODEV,),
