@@ -60,6 +60,12 @@ class Refused(NsbuildError):
     code = ExitCode.REFUSED
 
 
+class AfterCommand(NsbuildError):
+    """The command has run; what came after it failed."""
+
+    code = ExitCode.AFTER_COMMAND
+
+
 class Interrupted(NsbuildError):
     """A person or a supervisor asked us to stop."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +19,10 @@ from nsbuild.build.events import Event, Monitor
 from nsbuild.build.record import BuildpackRecord, Phase, Record
 from nsbuild.build.sweep import sweep_home
 from nsbuild.errors import ExitCode, Interrupted, NsbuildError, Refused, UsageError
+from nsbuild.refusals import Refusals
 from nsbuild.sandbox import (
     Bind,
     Launcher,
-    LaunchError,
     Layout,
     Outcome,
     View,
@@ -109,7 +108,11 @@ def build(
     )
     began = time.monotonic()
     try:
-        with workspace(parent, user) as work, Launcher.for_caller() as launcher:
+        with (
+            Refusals("Free some space, or give another --workspace-dir, --cache or --output.", Refused),
+            workspace(parent, user) as work,
+            Launcher.for_caller() as launcher,
+        ):
             run = _Build(directory, packs, options, layout, work, cache, launcher, record, monitor)
             for name in surprising:
                 run.warn(
@@ -125,12 +128,6 @@ def build(
         return record
     except NsbuildError as error:
         raise _with_record(error, record) from error.__cause__
-    except LaunchError as error:
-        from nsbuild.sandbox.probe import explain
-
-        raise _with_record(explain(error), record) from error
-    except OSError as error:
-        raise _with_record(_refused(error), record) from error
     except KeyboardInterrupt:
         raise _with_record(Interrupted("Interrupted."), record) from None
     finally:
@@ -142,12 +139,6 @@ def _with_record(error: NsbuildError, record: Record) -> NsbuildError:
     record.exit_code = int(error.code)
     error.record = record  # type: ignore[attr-defined]
     return error
-
-
-def _refused(error: OSError) -> Refused:
-    place = f"{error.filename}: " if error.filename else ""
-    fix = "Free some space, or give another --workspace-dir, --cache or --output." if error.errno in (28, 122) else ""
-    return Refused(f"{place}{error.strerror or error}.", fix)
 
 
 def _source(source: str | Path) -> Path:
@@ -404,13 +395,9 @@ class _Build:
         slugs.mark(app, self.layout.home, self.layout.name, self.release_output, self.work.owner)
         prepared = slugs.prepare(app, output)
         try:
-            cache = self.cache.prepare(self.work.directory("cache"))
-            try:
+            with self.cache.replacing(self.work.directory("cache")) as replace_cache:
+                replace_cache()
                 prepared.commit()
-            except BaseException:
-                shutil.rmtree(cache, ignore_errors=True)
-                raise
-            self.cache.commit(cache)
         finally:
             prepared.discard()
         self.record.slug = prepared.slug

@@ -7,12 +7,14 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from nsbuild.errors import Refused
 from nsbuild.tree import copy_tree, remove_tree, replace_directory
+
+_BESIDE = "new-"
 
 
 @dataclass(frozen=True)
@@ -50,25 +52,36 @@ class Cache:
             copy_tree(str(self.content), destination, owner=owner, unlock=True)
             return True
 
-    def prepare(self, source: str) -> str:
-        """Bring a build's cache beside the kept one; `commit` puts it in place. Moves `source` where it can."""
-        beside = str(self.content.parent / f"new-{os.urandom(6).hex()}")
-        try:
-            os.rename(source, beside)
-        except OSError:
-            try:
-                copy_tree(source, beside, unlock=True)
-            except BaseException:
-                remove_tree(beside)
-                raise
-        return beside
+    @contextlib.contextmanager
+    def replacing(self, source: str) -> Iterator[Callable[[], None]]:
+        """Bring a build's cache beside the kept one; calling what is yielded puts it in place.
 
-    def commit(self, beside: str) -> None:
-        """The prepared cache becomes the kept one. Of two builds at once, the last wins."""
+        An exception after that puts the kept one back. Builds that share a cache take turns, and the last wins.
+        `source` is moved where it can be. What a killed build has left beside is removed. Raises OSError; the
+        kept cache is then as it was.
+        """
         with self._turn(fcntl.LOCK_EX):
-            old = replace_directory(beside, str(self.content))
-        if old is not None:
-            remove_tree(old)
+            for left in self.content.parent.glob(f"{_BESIDE}*"):
+                remove_tree(str(left))
+            beside = str(self.content.parent / f"{_BESIDE}{os.urandom(6).hex()}")
+            try:
+                try:
+                    os.rename(source, beside)
+                except OSError:
+                    copy_tree(source, beside, unlock=True)
+                old: list[str | None] = []
+                try:
+                    yield lambda: old.append(replace_directory(beside, str(self.content)))
+                except BaseException:
+                    if old and old[0] is not None:
+                        beside = replace_directory(old[0], str(self.content)) or beside
+                    elif old:
+                        os.rename(self.content, beside)
+                    raise
+                if old and old[0] is not None:
+                    beside = old[0]
+            finally:
+                remove_tree(beside)
 
     def _refusal(self, problem: str) -> Refused:
         return Refused(f"The cache {self.content.parent} {problem}.", "Give another directory with --cache.")

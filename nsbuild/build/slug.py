@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import gzip
 import hashlib
 import json
 import os
 import stat
 import tarfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +21,6 @@ from nsbuild.tree import (
     copy_tree,
     fsync_directory,
     open_beneath,
-    read_beneath,
     remove_tree,
     replace_directory,
     tree_size,
@@ -83,38 +85,33 @@ def mark(app: str, run_path: str, layout: str, release: bytes | None, owner: tup
         os.close(directory)
 
 
-def read_marker(app_fd: int) -> dict[str, str]:
-    """The marker of a slug; defaults for one that another tool made."""
-    found = read_beneath(app_fd, MARKER, 65536)
-    fields = json.loads(found) if found else {}
-    return {"run_path": str(fields.get("run_path", "/app")), "layout": str(fields.get("layout", ""))}
-
-
 class Prepared:
     """A slug beside its place, whole and on disk; `commit` puts it there."""
 
-    def __init__(self, output: Output, beside: str, slug: Slug) -> None:
+    def __init__(self, output: Output, beside: str, slug: Slug, lock: int) -> None:
         self._output = output
         self._beside: str | None = beside
+        self._lock = lock
         self.slug = slug
 
     def commit(self) -> None:
         """Replace the last slug. Raises OSError; the last one is then still there."""
         assert self._beside is not None
         if self._output.format == "directory":
-            old = replace_directory(self._beside, str(self._output.path))
-            self._beside = old
+            self._beside = replace_directory(self._beside, str(self._output.path))
         else:
             os.rename(self._beside, self._output.path)
-            fsync_directory(str(self._output.path.parent))
             self._beside = None
-        self.discard()
+        fsync_directory(str(self._output.path.parent))
 
     def discard(self) -> None:
         """Remove what is beside: the new slug before `commit`, the old one after it."""
         if self._beside is not None:
             remove_tree(self._beside)
             self._beside = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
 
 def prepare(app: str, output: Output) -> Prepared:
@@ -124,24 +121,52 @@ def prepare(app: str, output: Output) -> Prepared:
     """
     parent = output.path.parent
     parent.mkdir(parents=True, exist_ok=True)
-    beside = str(parent / f".{output.path.name}.nsbuild-{os.urandom(6).hex()}")
+    _collect_leftovers(output)
+    beside = f"{parent}/{_beside_prefix(output)}{os.urandom(6).hex()}"
+    lock = -1
     try:
         if output.format == "tgz":
-            digest, size = _write_tgz(app, beside)
+            lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            digest, size = _write_tgz(app, lock)
         else:
             # Buildpacks fill their caches with hard links; what is published must not change with the cache.
             break_hard_links(app)
             _clear_setuid(app)
             digest = ""
+            lock = os.open(app, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 os.rename(app, beside)
             except OSError:
                 copy_tree(app, beside, unlock=True)
             size = tree_size(beside)[0]
-        return Prepared(output, beside, Slug(str(output.path), output.format, size, digest))
+        return Prepared(output, beside, Slug(str(output.path), output.format, size, digest), lock)
     except BaseException:
         remove_tree(beside)
+        if lock >= 0:
+            os.close(lock)
         raise
+
+
+def _beside_prefix(output: Output) -> str:
+    return f".{output.path.name}.nsbuild-"
+
+
+def _collect_leftovers(output: Output) -> None:
+    """Remove what a killed build has left beside the output. A build under way holds a lock on its own."""
+    for entry in os.scandir(output.path.parent):
+        if not entry.name.startswith(_beside_prefix(output)):
+            continue
+        with contextlib.suppress(OSError):
+            fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                # A minute, for one that has been made and not locked yet.
+                if time.time() - os.fstat(fd).st_ctime > 60:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    remove_tree(entry.path)
+            finally:
+                os.close(fd)
 
 
 def _clear_setuid(app: str) -> None:
@@ -152,10 +177,10 @@ def _clear_setuid(app: str) -> None:
                 os.chmod(name, stat.S_IMODE(info.st_mode) & 0o777, dir_fd=descent.fd)
 
 
-def _write_tgz(app: str, path: str) -> tuple[str, int]:
-    """Sorted, one owner, whole seconds: the same tree gives the same bytes."""
+def _write_tgz(app: str, target: int) -> tuple[str, int]:
+    """Sorted, one owner, whole seconds: the same tree gives the same bytes. `target` stays open."""
     links: dict[Identity, str] = {}
-    with open(path, "xb") as raw:  # noqa: PTH123
+    with open(target, "w+b", closefd=False) as raw:
         with (
             gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0) as packed,
             tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT, errorlevel=2) as archive,
@@ -167,10 +192,10 @@ def _write_tgz(app: str, path: str) -> tuple[str, int]:
                 elif event is Event.OTHER:
                     _add(archive, descent, name, info, links)
         raw.flush()
-        os.fsync(raw.fileno())
-    with open(path, "rb") as written:  # noqa: PTH123
-        digest = hashlib.file_digest(written, "sha256").hexdigest()
-    return f"sha256:{digest}", os.stat(path).st_size
+        os.fsync(target)
+        raw.seek(0)
+        digest = hashlib.file_digest(raw, "sha256").hexdigest()
+    return f"sha256:{digest}", os.fstat(target).st_size
 
 
 def _member(relative: str, info: os.stat_result, kind: bytes) -> tarfile.TarInfo:

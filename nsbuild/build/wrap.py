@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nsbuild.errors import Refused, UsageError
+from nsbuild.errors import UsageError
+from nsbuild.refusals import Refusals
 from nsbuild.sandbox import (
     Bind,
-    LaunchError,
     Outcome,
     View,
     ViewError,
@@ -46,18 +46,13 @@ def exec_in_view(build_dir: str | Path, argv: Sequence[str], options: ExecOption
     directory = _directory(build_dir)
     user = build_user(str(directory), options.user)
     parent = Path(options.workspace_dir).absolute() if options.workspace_dir else _beside(directory)
-    with workspace(parent, user) as work:
+    with Refusals() as refusals, workspace(parent, user) as work:
         view = _view(directory, work, options)
         env = map_environment(os.environ, {str(directory): options.run_path}, options.run_path)
         cwd = _visible_cwd(view, directory, options.run_path)
-        try:
-            return launch(view, argv, env=env, cwd=cwd, timeout=options.timeout)
-        except LaunchError as error:
-            from nsbuild.sandbox.probe import explain
-
-            raise explain(error) from error
-        except OSError as error:
-            raise Refused(f"{error.filename or directory}: {error.strerror}.") from error
+        outcome = launch(view, argv, env=env, cwd=cwd, timeout=options.timeout)
+        refusals.ran = True
+    return outcome
 
 
 def explain_view(build_dir: str | Path, options: ExecOptions | None = None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 import platformdirs
 
 from nsbuild import buildpack as api
-from nsbuild.errors import NsbuildError, Refused, UsageError
+from nsbuild.errors import Refused, UsageError
+from nsbuild.refusals import Refusals
 from nsbuild.runtime.slug import SlugInfo, read_slug
 from nsbuild.sandbox import (
     Bind,
@@ -60,7 +60,7 @@ def list_processes(slug: str | Path, options: RunOptions | None = None) -> dict[
     path = _path(slug)
     if path.is_dir():
         return read_slug(str(path), str(slug)).process_types
-    with _Dyno(path, options or RunOptions()) as dyno:
+    with Refusals(), _Dyno(path, options or RunOptions()) as dyno:
         return dyno.info.process_types
 
 
@@ -77,8 +77,10 @@ def run(
     killed it, 126 or 127 when it could not be started. The slug is never written to. Raises NsbuildError when
     nothing was run.
     """
-    with _Dyno(_path(slug), options or RunOptions()) as dyno:
-        return dyno.run(process, env or {}).exit_code
+    with Refusals() as refusals, _Dyno(_path(slug), options or RunOptions()) as dyno:
+        outcome = dyno.run(process, env or {})
+        refusals.ran = True
+    return outcome.exit_code
 
 
 def _path(slug: str | Path) -> Path:
@@ -165,8 +167,8 @@ class _Dyno:
         if self._all_owned():
             try:
                 return self._launch(self._overlay(home), boot, environment, home)
-            except Refused as refusal:
-                if not isinstance(refusal.__cause__, LaunchError) or "overlay" not in refusal.__cause__.step:
+            except LaunchError as error:
+                if not error.step.startswith("overlay"):
                     raise
         # No overlay here (Linux before 5.11), or one that could not copy a file of somebody else's up.
         app = self.work.directory("app")
@@ -226,16 +228,6 @@ class _Dyno:
         stdin: int = 0,
         said: bytearray | None = None,
     ) -> Outcome:
-        try:
-            return self.launcher.launch(
-                view, argv, env=env, cwd=cwd, stdin=stdin, on_output=None if said is None else said.extend
-            )
-        except LaunchError as error:
-            from nsbuild.sandbox.probe import explain
-
-            raise explain(error) from error
-        except OSError as error:
-            raise Refused(f"{error.filename or shlex.join(argv[:1])}: {error.strerror}.") from error
-
-
-__all__ = ["NsbuildError", "RunOptions", "list_processes", "run"]
+        return self.launcher.launch(
+            view, argv, env=env, cwd=cwd, stdin=stdin, on_output=None if said is None else said.extend
+        )

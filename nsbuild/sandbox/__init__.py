@@ -7,7 +7,7 @@ with Launcher() as launcher:
 from __future__ import annotations
 
 from nsbuild.sandbox.launcher import Launcher, launch
-from nsbuild.sandbox.outcome import LaunchError, Outcome
+from nsbuild.sandbox.outcome import AfterCommandError, LaunchError, Outcome
 from nsbuild.sandbox.view import (
     Bind,
     Host,
@@ -23,6 +23,7 @@ from nsbuild.sandbox.view import (
 )
 
 __all__ = [
+    "AfterCommandError",
     "Bind",
     "Host",
     "LaunchError",

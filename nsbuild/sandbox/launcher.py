@@ -29,6 +29,7 @@ else:
     import _signal as signal  # without the enums of `signal`: 4 ms
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+DEFAULT_ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 LARGE_KIB = 150_000
 """Above this resident size a fork costs more than a message to a Launcher."""
 
@@ -37,7 +38,7 @@ def launch(
     view: View,
     argv: Sequence[str],
     *,
-    env: Mapping[str, str],
+    env: Mapping[str, str] | None = None,
     cwd: str = "/",
     stdin: int = 0,
     stdout: int = 1,
@@ -48,7 +49,7 @@ def launch(
     grace: float = 10.0,
     interrupt_grace: float | None = None,
 ) -> Outcome:
-    """Run `argv` in the view and wait for it.
+    """Run `argv` in the view and wait for it. Without `env` the environment is a PATH.
 
     `stdin`, `stdout` and `stderr` are descriptors; a terminal is never handed over (stdin becomes /dev/null, output
     is relayed). With `on_output` the command gets one pipe for both outputs and every chunk is passed on; with
@@ -57,7 +58,8 @@ def launch(
     the command, once. After `timeout` seconds the command gets SIGTERM, `grace` seconds later everything is
     killed; so is everything `interrupt_grace` seconds after a signal that was passed on, when it is given.
 
-    Raises LaunchError when the command could not be started, ViewError or OSError when the view cannot be prepared.
+    Raises LaunchError when the command could not be started, OSError when the view cannot be prepared, and
+    AfterCommandError when the command has ended and a placed directory cannot be renamed back.
     """
     with Launcher.for_caller() as launcher:
         return launcher.launch(
@@ -128,7 +130,7 @@ class Launcher:
         view: View,
         argv: Sequence[str],
         *,
-        env: Mapping[str, str],
+        env: Mapping[str, str] | None = None,
         cwd: str = "/",
         stdin: int = 0,
         stdout: int = 1,
@@ -142,7 +144,7 @@ class Launcher:
         """As `nsbuild.sandbox.launch`."""
         command = init.Command(
             tuple(os.fsencode(word) for word in argv),
-            {os.fsencode(name): os.fsencode(value) for name, value in env.items()},
+            {os.fsencode(name): os.fsencode(value) for name, value in (DEFAULT_ENV if env is None else env).items()},
             cwd,
             seccomp.load(os.uname().machine, view.user_namespaces),
         )

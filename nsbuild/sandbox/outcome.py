@@ -24,6 +24,15 @@ class LaunchError(Exception):
         self.text = text
 
 
+class AfterCommandError(Exception):
+    """The command has ended, but something it was lent could not be given back: `number` is the errno."""
+
+    def __init__(self, outcome: Outcome, number: int, text: str) -> None:
+        super().__init__(text)
+        self.outcome = outcome
+        self.errno = number
+
+
 class Outcome(Value):
     """How a launch ended.
 

@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 
-from nsbuild.sandbox.outcome import LaunchError, Outcome
+from nsbuild.sandbox.outcome import AfterCommandError, LaunchError, Outcome
 from nsbuild.sandbox.value import pack, unpack
 
 TYPE_CHECKING = False
@@ -94,6 +94,9 @@ class RemoteRunning:
         if kind == "failed":
             step, call, path, number, text = detail
             raise LaunchError(str(step), str(call), str(path), int(str(number)), str(text))
+        if kind == "after":
+            packed, number, text = detail
+            raise AfterCommandError(unpack(packed), int(str(number)), str(text))
         raise OSError(*detail)
 
     def abandon(self) -> None:
@@ -101,7 +104,7 @@ class RemoteRunning:
         self.kill(9)
         try:
             self.finish()
-        except (LaunchError, OSError):
+        except (LaunchError, AfterCommandError, OSError):
             return
 
 

@@ -10,7 +10,7 @@ import struct
 import time
 
 from nsbuild.sandbox import as_root, init, kernel
-from nsbuild.sandbox.outcome import LaunchError, Outcome
+from nsbuild.sandbox.outcome import AfterCommandError, LaunchError, Outcome
 from nsbuild.sandbox.skeleton import Skeleton
 from nsbuild.sandbox.view import View
 
@@ -109,7 +109,7 @@ class Running:
             self.kill(signal.SIGKILL)
             try:
                 self.finish()
-            except LaunchError:
+            except (LaunchError, AfterCommandError):
                 return
 
     def finish(self) -> Outcome:
@@ -122,7 +122,11 @@ class Running:
         for fd in (self.fd, self.pidfd, self._alive):
             os.close(fd)
         self.pidfd = -1
-        came_back = self._skeleton.give_back()
+        try:
+            came_back = self._skeleton.give_back()
+        except OSError as error:
+            outcome = _outcome(self.messages, status, usage, self.timings, {})
+            raise AfterCommandError(outcome, error.errno or 0, f"{error.filename}: {error.strerror}") from error
         self.timings["give back"] = time.monotonic() - now
         return _outcome(self.messages, status, usage, self.timings, came_back)
 

@@ -14,7 +14,7 @@ import struct
 from typing import Any
 
 from nsbuild.sandbox import init
-from nsbuild.sandbox.outcome import LaunchError
+from nsbuild.sandbox.outcome import AfterCommandError, LaunchError
 from nsbuild.sandbox.running import Running
 from nsbuild.sandbox.skeleton import Skeleton
 from nsbuild.sandbox.value import pack, unpack
@@ -104,10 +104,10 @@ class _Server:
                 continue  # the caller has gone before
         try:
             _answer(answer, "outcome", pack(running.finish()))
+        except AfterCommandError as error:
+            _answer(answer, "after", pack(error.outcome), error.errno, str(error))
         except LaunchError as error:
             _answer(answer, "failed", error.step, error.call, error.path, error.errno, error.text)
-        except OSError as error:
-            _answer(answer, "error", error.errno or 0, error.strerror or str(error), error.filename)
 
 
 def _answer(answer: socket.socket, *message: Any) -> None:
