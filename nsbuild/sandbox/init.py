@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import marshal
 import os
-import select
 import struct
 
 from nsbuild.sandbox import kernel, mounts, privileges
@@ -47,7 +46,7 @@ class Command(Value):
 
 
 class Descriptors(Value):
-    """What the child was given: stdio of the command, the status pipe, a pipe that ends with the launcher.
+    """What the child was given: stdio of the command, the status pipe, the pipe by which the launcher says go.
 
     `mounts` are detached mounts that a privileged launcher took, by source path; the skeleton's is `root`.
     """
@@ -56,7 +55,7 @@ class Descriptors(Value):
     stdout: int
     stderr: int
     status: int
-    alive: int
+    go: int
     mounts: Mapping[str, int]
 
 
@@ -81,8 +80,8 @@ def run(
         step.name = "drop privileges"
         privileges.drop_all()
         privileges.die_with_parent()
-        if select.select([given.alive], [], [], 0)[0]:
-            os._exit(125)  # the launcher died before it could take us with it
+        if not os.read(given.go, 1):
+            os._exit(125)  # the launcher died before it could take us with it, or before others knew of us
         privileges.hide_command_line()
         privileges.set_dumpable(False)
         step.name = "start the command"

@@ -47,13 +47,13 @@ class Running:
             before_pivot = bring_loopback_up
             namespaces |= kernel.CLONE_NEWNET
         status_r, status_w = os.pipe()
-        alive_r, self._alive = os.pipe()
+        go_r, go_w = os.pipe()
         _own_pipes(view, stdio)
 
         def child(mounts: Mapping[str, int]) -> None:
             os.close(status_r)
-            os.close(self._alive)
-            given = init.Descriptors(*stdio, status_w, alive_r, mounts)
+            os.close(go_w)
+            given = init.Descriptors(*stdio, status_w, go_r, mounts)
             init.run(view, skeleton.path, command, given, before_pivot)
 
         mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
@@ -62,12 +62,15 @@ class Running:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(status_w)
-            os.close(alive_r)
+            os.close(go_r)
             if not hasattr(self, "pid"):
                 os.close(status_r)
-                os.close(self._alive)
+                os.close(go_w)
         self.fd = status_r
         self.pidfd = os.pidfd_open(self.pid)
+        skeleton.on_step("cloned", str(self.pid))
+        os.write(go_w, b"g")
+        os.close(go_w)
 
     @classmethod
     def start(cls, view: View, skeleton: Skeleton, command: init.Command, stdio: tuple[int, int, int]) -> Running:
@@ -119,7 +122,7 @@ class Running:
         _, status, usage = os.wait4(self.pid, 0)
         now = time.monotonic()
         self.timings["run"] = now - (self._started or self._cloned)
-        for fd in (self.fd, self.pidfd, self._alive):
+        for fd in (self.fd, self.pidfd):
             os.close(fd)
         self.pidfd = -1
         try:

@@ -17,7 +17,7 @@ from nsbuild.tree.remove import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _BENEATH = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
 _RENAME_NEEDS = stat.S_IRWXU
@@ -72,6 +72,8 @@ class Skeleton:
         self._made: dict[str, tuple[int, int, str]] = {}
         self._placed: list[tuple[str, str, int]] = []
         self._taken = False
+        self.on_step: Callable[[str, str], None] = lambda step, about: None
+        """Told before and after everything that a journal must know to undo it."""
 
     @property
     def fd(self) -> int:
@@ -85,25 +87,23 @@ class Skeleton:
 
     def prepare(self, view: View) -> None:
         """Make the skeleton, or reuse the one of the launch before when nothing in it has changed."""
+        places = [operation for operation in view.operations if isinstance(operation, Place)]
+        for operation in places:
+            # First: what is missing may lie in the skeleton still, when a launcher has been killed.
+            os.lstat(operation.source)
         if not (self._fd >= 0 and self._made and self._listing() == self._made and self._fits(view)):
             self.discard()
+            self._remove_orphan()
             self._make(view)
-        for operation in view.operations:
-            if isinstance(operation, Place):
-                self._place(operation)
+        for operation in places:
+            self._place(operation)
 
     def _fits(self, view: View) -> bool:
         return {path for path, _, _ in contents(view)} == set(self._made) - {"/"}
 
     def _make(self, view: View) -> None:
         os.mkdir(self.path, 0o755)
-        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        import fcntl
-
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _in_use(self.path) from None
+        self._fd = _lock(self.path)
         uid, gid = (0, 0) if view.user.root_on_disk else (view.user.uid, view.user.gid)
         chown = os.geteuid() == 0 and uid != 0
         for path, kind, detail in contents(view):
@@ -170,6 +170,7 @@ class Skeleton:
         finally:
             os.close(parent)
         self._placed.append((operation.path, operation.source, mode))
+        self.on_step("placed", operation.path)
 
     def _reach(self, path: str, make_for: tuple[int, int] | None = None) -> int:
         """An O_PATH descriptor of a directory of the skeleton; made passable where a build closed it.
@@ -189,9 +190,7 @@ class Skeleton:
                     there = _enter(here, name)
                     if os.geteuid() == 0:
                         os.chown(name, *make_for, dir_fd=here, follow_symlinks=False)
-                mode = stat.S_IMODE(os.fstat(there).st_mode)
-                if mode & _RENAME_NEEDS != _RENAME_NEEDS:
-                    os.chmod(f"/proc/self/fd/{there}", mode | _RENAME_NEEDS)
+                _make_passable(there)
             finally:
                 os.close(here)
             here = there
@@ -204,6 +203,8 @@ class Skeleton:
         may have removed it, or put a symlink on the way to it).
         """
         found = {}
+        if self._placed:
+            _make_passable(self._fd)
         for path, source, _ in reversed(self._placed):
             parent_path, _, name = path.rpartition("/")
             try:
@@ -221,6 +222,7 @@ class Skeleton:
                 os.rename(name, source, src_dir_fd=parent)
                 if stat.S_ISDIR(mode):
                     os.chmod(source, stat.S_IMODE(mode))
+                self.on_step("given back", path)
                 found[path] = _kind(mode)
             except FileNotFoundError:
                 found[path] = "missing"
@@ -231,12 +233,56 @@ class Skeleton:
         return found
 
     def discard(self) -> None:
-        """Remove the skeleton, whatever a build has put into it."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        self._made = {}
+        """Remove the skeleton, if it is ours, whatever a build has put into it."""
+        if self._fd < 0:
+            return
         remove_tree(self.path)
+        os.close(self._fd)
+        self._fd = -1
+        self._made = {}
+
+    def _remove_orphan(self) -> None:
+        """What a dead launcher has left. Raises LaunchError when the launcher lives."""
+        try:
+            if stat.S_ISDIR(os.lstat(self.path).st_mode):
+                lock = _lock(self.path)
+                try:
+                    remove_tree(self.path)
+                finally:
+                    os.close(lock)
+        except FileNotFoundError:
+            return
+        remove_tree(self.path)
+
+
+def _lock(path: str) -> int:
+    """A descriptor of the skeleton that holds its lock. Raises LaunchError when another process has it.
+
+    Removing a mount point succeeds, and takes the mount from a running build: so nobody does, without the lock.
+    """
+    import fcntl
+
+    here = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    _make_passable(here)
+    try:
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
+    finally:
+        os.close(here)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.lstat(path)):
+            return fd
+    except BlockingIOError:
+        pass
+    os.close(fd)
+    raise _in_use(path)
+
+
+def _make_passable(fd: int) -> None:
+    """Undo a build's chmod, as far as renaming needs it. `fd` may be an O_PATH one."""
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    if mode & _RENAME_NEEDS != _RENAME_NEEDS:
+        os.chmod(f"/proc/self/fd/{fd}", mode | _RENAME_NEEDS)
 
 
 def _in_use(path: str) -> LaunchError:
