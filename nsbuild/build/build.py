@@ -192,13 +192,11 @@ class _Build:
         self.env = api.build_environment(
             layout, stack=options.stack, request_id=record.id, more={**needs.variables, **passed}
         )
-        self.view = self._view(needs.files)
+        self.view = self._view(api.network_binds(needs, layout.build_dir))
 
-    def _view(self, files: Sequence[str]) -> View:
+    def _view(self, binds: list[Bind]) -> View:
         places = self.work.places(self.layout)
-        wanted = [*self.options.binds, *((path, path) for path in files if not _shown_anyway(path))]
-        binds = []
-        for origin, path in wanted:
+        for origin, path in self.options.binds:
             if not os.path.exists(origin):
                 raise UsageError(f"--bind {origin}: it does not exist.")
             binds.append(Bind(path, os.path.realpath(origin), directory=os.path.isdir(origin)))
@@ -482,13 +480,3 @@ def _ending(outcome: Outcome) -> str:
 
 def _is_git(path: str, directory: bool) -> bool:
     return path.rpartition("/")[2] == ".git"
-
-
-def _shown_anyway(path: str) -> bool:
-    return path.split("/")[1] in ("usr", "etc", "opt", "var", "srv") and os.path.realpath(path).split("/")[1] in (
-        "usr",
-        "etc",
-        "opt",
-        "var",
-        "srv",
-    )

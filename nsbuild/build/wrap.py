@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nsbuild import buildpack as api
 from nsbuild.errors import UsageError
 from nsbuild.refusals import Refusals
 from nsbuild.sandbox import (
@@ -99,7 +100,11 @@ def _beside(directory: Path) -> Path:
 
 def _view(directory: Path, work: Workspace, options: ExecOptions) -> View:
     root_owned = os.geteuid() == 0 and directory.stat().st_uid == 0
+    needs = api.network_needs(os.environ) if options.network == "host" else api.NetworkNeeds()
+    # What lies in BUILD_DIR is there anyway, and its variable is mapped.
+    needs = api.NetworkNeeds(files=tuple(file for file in needs.files if not file.startswith(f"{directory}/")))
     binds = [Bind(options.run_path, str(directory), writable=True, root_on_disk=root_owned)]
+    binds += api.network_binds(needs, options.run_path)
     for origin, path in options.binds:
         if not os.path.exists(origin):
             raise UsageError(f"--bind {origin}: it does not exist.")

@@ -7,6 +7,7 @@ from nsbuild.buildpack.environment import (
     NetworkNeeds,
     build_environment,
     check_config_vars,
+    network_binds,
     network_needs,
     write_env_dir,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "compile_",
     "detect",
     "install",
+    "network_binds",
     "network_needs",
     "open_reference",
     "parse_procfile",

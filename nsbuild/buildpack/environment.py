@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nsbuild.errors import UsageError
-from nsbuild.sandbox import Layout
+from nsbuild.sandbox import Bind, Layout
+from nsbuild.sandbox.view import SYSTEM_DIRECTORIES
 
 BUILD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -44,6 +45,23 @@ def network_needs(environ: Mapping[str, str]) -> NetworkNeeds:
             variables[name] = environ[name]
             files += paths
     return NetworkNeeds(variables, tuple(dict.fromkeys(files)))
+
+
+def network_binds(needs: NetworkNeeds, apps: str) -> list[Bind]:
+    """What makes the files of `needs` visible where their variables say, but for those that a view shows anyway.
+
+    Nothing is mounted below `apps`, the app's directory in the view.
+    """
+    binds = []
+    for file in needs.files:
+        path, source = os.path.normpath(file), os.path.realpath(file)
+        if not (_shown(path) and _shown(source)) and path != apps and not path.startswith(f"{apps}/"):
+            binds.append(Bind(path, source, directory=os.path.isdir(source)))
+    return binds
+
+
+def _shown(path: str) -> bool:
+    return path.split("/")[1] in SYSTEM_DIRECTORIES and not path.startswith("/var/tmp/")
 
 
 def build_environment(

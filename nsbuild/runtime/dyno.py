@@ -97,6 +97,7 @@ class _Dyno:
         self.slug = slug
         self.options = options
         self.info = SlugInfo()
+        self.needs = api.network_needs(os.environ) if options.network == "host" else api.NetworkNeeds()
 
     def __enter__(self) -> _Dyno:
         user = build_user(str(self.slug), self.options.user)
@@ -149,12 +150,11 @@ class _Dyno:
         else:
             argv, name = list(process), "run"
         home = self.info.run_path
-        network = api.network_needs(os.environ).variables if self.options.network == "host" else {}
         environment = {
             "PATH": RUN_PATH,
             "HOME": home,
             "LANG": "C.UTF-8",
-            **network,
+            **self.needs.variables,
             **self.info.config_vars,
             **env,
             "DYNO": f"{name}.1",
@@ -204,9 +204,10 @@ class _Dyno:
         overlays: Sequence[Overlay] = (),
     ) -> View:
         placed = {"/tmp": self.work.directory("tmp"), **places}
+        binds = [*api.network_binds(self.needs, home), *binds]
         try:
             return compose(
-                read_host("/", [*placed, home]),
+                read_host("/", [*placed, home, *(bind.path for bind in binds)]),
                 workspace=self.work.path,
                 user=self.work.user,
                 home=home,
