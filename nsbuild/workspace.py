@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nsbuild.errors import Refused
+from nsbuild.interrupts import signals_held
 from nsbuild.sandbox import Layout, User
 from nsbuild.tree import remove_tree
 
@@ -76,16 +77,16 @@ def workspace(parent: Path, user: User) -> Iterator[Workspace]:
     Raises Refused when it cannot be made there (not ours, not writable, noexec).
     """
     path = str(parent / f"{PREFIX}{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}")
-    try:
-        _make_below(parent, path)
-    except OSError as error:
-        raise Refused(
-            f"The workspace cannot be made in {parent}: {error.strerror}.",
-            "Give a directory of yours with --workspace-dir.",
-        ) from error
-    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        with signals_held():
+            try:
+                lock = _make_locked(parent, path)
+            except OSError as error:
+                raise Refused(
+                    f"The workspace cannot be made in {parent}: {error.strerror}.",
+                    "Give a directory of yours with --workspace-dir.",
+                ) from error
+            stack.callback(_remove, parent, path, lock)
         made = Workspace(path, user)
         if made.owner is not None:
             os.chown(path, *made.owner)
@@ -94,27 +95,46 @@ def workspace(parent: Path, user: User) -> Iterator[Workspace]:
         for name in ("tmp", "var-tmp"):
             made.make(name, 0o1777)
         yield made
-    finally:
-        remove_tree(path)
+
+
+def _make_locked(parent: Path, path: str) -> int:
+    while True:
+        parent.mkdir(parents=True, exist_ok=True)
+        _check_executable(parent)
+        try:
+            os.mkdir(path, 0o700)
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # Another build has just removed the empty parent, or `gc` what was not locked yet.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.exists(path):
+            return lock
         os.close(lock)
+
+
+def _remove(parent: Path, path: str, lock: int) -> None:
+    with signals_held():
+        try:
+            remove_tree(path)
+        finally:
+            os.close(lock)
         with contextlib.suppress(OSError):
             parent.rmdir()  # ENOTEMPTY while another build has one there
-
-
-def _make_below(parent: Path, path: str) -> None:
-    parent.mkdir(parents=True, exist_ok=True)
-    _check_executable(parent)
-    try:
-        os.mkdir(path, 0o700)
-    except FileNotFoundError:
-        # Another build has just removed the empty parent.
-        parent.mkdir(parents=True, exist_ok=True)
-        os.mkdir(path, 0o700)
 
 
 def _check_executable(parent: Path) -> None:
     if os.statvfs(parent).f_flag & os.ST_NOEXEC:
         raise OSError(errno.EACCES, "its filesystem is mounted noexec, so no buildpack could run")
+
+
+def user_cache() -> Path:
+    """Where caches and workspaces are when nothing else is said. Raises Refused for a user without a home."""
+    import platformdirs
+
+    path: Path = platformdirs.user_cache_path("nsbuild")
+    if not path.is_absolute():
+        raise Refused("There is no home directory for caches and workspaces.", "Set HOME or XDG_CACHE_HOME.")
+    return path
 
 
 def collect_orphans(parent: Path) -> list[str]:
