@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from nsbuild.build.events import Event, Monitor
 from nsbuild.build.record import BuildpackRecord, Phase, Record
 from nsbuild.build.sweep import sweep_home
 from nsbuild.errors import ExitCode, Interrupted, NsbuildError, Refused, UsageError
+from nsbuild.interrupts import ENDING, signals_held
 from nsbuild.refusals import Refusals
 from nsbuild.sandbox import (
     Bind,
@@ -88,7 +91,7 @@ def build(
     if not buildpacks:
         raise UsageError("No buildpack was given.", "Name one with --buildpack DIRECTORY.")
     packs = [(str(reference), api.open_reference(str(reference))) for reference in buildpacks]
-    output = slugs.check_output(options.output or f"{directory.name or 'slug'}.tgz")
+    output = slugs.check_output(options.output or f"{directory.name or 'slug'}.tgz", directory)
     build_id = secrets.token_hex(4)
     layout = _layout(options, build_id)
     surprising = api.check_config_vars(options.config_vars)
@@ -113,12 +116,13 @@ def build(
             workspace(parent, user) as work,
             Launcher.for_caller() as launcher,
         ):
+            ours = (str(output.path), str(cache_root), str(parent))
             run = _Build(directory, packs, options, layout, work, cache, launcher, record, monitor)
             for name in surprising:
                 run.warn(
                     f"The config var {name} is one that buildpacks refuse to export; it is in ENV_DIR all the same."
                 )
-            run.stage()
+            run.stage(ours)
             run.run_buildpacks()
             run.release()
             run.sweep()
@@ -220,12 +224,28 @@ class _Build:
         self.record.warnings.append(text)
         self.monitor(Event("warning", text=text))
 
-    def stage(self) -> None:
-        """Copy source, cache, config vars and buildpacks into the workspace."""
+    def stage(self, ours: Sequence[str]) -> None:
+        """Copy source, cache, config vars and buildpacks into the workspace.
+
+        `ours` are output, caches and workspaces: no part of the app where they lie within the source.
+        """
         began = self._begin("stage", "")
         app = self.work.directory("app")
         os.rmdir(app)
-        staged = copy_tree(str(self.source), app, skip=_is_git, owner=self.work.owner)
+        within = {os.path.relpath(os.path.realpath(path), self.source) for path in ours}
+
+        def skip(path: str, directory: bool) -> bool:
+            return path.rpartition("/")[2] == ".git" or path in within
+
+        try:
+            staged = copy_tree(str(self.source), app, skip=skip, owner=self.work.owner)
+        except PermissionError as error:
+            if not str(error.filename).startswith(f"{self.source}/"):
+                raise
+            raise Refused(
+                f"{error.filename} of the source cannot be read: {error.strerror}.",
+                f"Make it readable for uid {os.geteuid()}, or take it out of the source.",
+            ) from error
         os.chmod(app, os.stat(app).st_mode & 0o777 | 0o700)
         for left in staged.left_out:
             self.warn(f"{left.path} was left out: it is {left.reason}.")
@@ -259,8 +279,11 @@ class _Build:
             name = self.record.buildpacks[number].name = self._detect(pack)
             try:
                 self._compile(pack, name, exports)
-            finally:
-                self._report(number, pack)
+            except BuildError:
+                with contextlib.suppress(BuildError):
+                    self._report(number, pack)
+                raise
+            self._report(number, pack)
             if self._has_export(number):
                 exports.append(f"{pack.path}/export")
 
@@ -270,6 +293,7 @@ class _Build:
         if not pack.has("detect"):
             return own
         outcome, printed, said = self._captured("detect", pack, api.detect(pack, self.layout))
+        self._check_time("detect", pack, outcome)
         if outcome.exit_code != 0:
             shown = (printed + said).decode("utf-8", "replace").strip()
             raise BuildError(
@@ -278,30 +302,37 @@ class _Build:
                 "Leave it out, or mend the app.",
                 ExitCode.NO_BUILDPACK,
             )
+        self._check_build_dir("detect", pack, outcome)
         name = printed.decode("utf-8", "replace").strip() or own
         self.monitor(Event("note", text=f"-----> {name} app detected"))
         return name
 
     def _compile(self, pack: api.Buildpack, name: str, exports: Sequence[str]) -> None:
         outcome = self._phase("compile", pack, api.compile_(pack, self.layout, exports))
-        if outcome.timed_out:
-            raise BuildError(
-                f"The compile of {pack.reference} took longer than {self.options.timeout:g} seconds.",
-                "Raise --timeout.",
-                ExitCode.LIMIT,
-            )
+        self._check_time("compile", pack, outcome)
         if outcome.exit_code != 0:
             raise BuildError(
                 f"Push rejected, failed to compile {name} app: bin/compile of {pack.reference} {_ending(outcome)}.",
                 code=ExitCode.COMPILE_FAILED,
             )
+        self._check_build_dir("compile", pack, outcome)
+
+    def _check_time(self, name: str, pack: api.Buildpack, outcome: Outcome) -> None:
+        if outcome.timed_out:
+            raise BuildError(
+                f"bin/{name} of {pack.reference} took longer than {self.options.timeout:g} seconds.",
+                "Raise --timeout.",
+                ExitCode.LIMIT,
+            )
+
+    def _check_build_dir(self, name: str, pack: api.Buildpack, outcome: Outcome) -> None:
         app = outcome.came_back.get(self.layout.build_dir, "directory")
         if app != "directory":
             left = "nothing" if app == "missing" else f"a {app}"
             raise BuildError(
-                f"bin/compile of {pack.reference} left {left} where BUILD_DIR ({self.layout.build_dir}) was.",
+                f"bin/{name} of {pack.reference} left {left} where BUILD_DIR ({self.layout.build_dir}) was.",
                 "A buildpack may replace BUILD_DIR, but by a directory.",
-                ExitCode.COMPILE_FAILED,
+                ExitCode.RELEASE_FAILED if name == "release" else ExitCode.COMPILE_FAILED,
             )
 
     def _has_export(self, number: int) -> bool:
@@ -309,8 +340,10 @@ class _Build:
         tmp = os.open(self.work.directory("tmp"), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fd = open_beneath(tmp, f"buildpacks/{number}/export", os.O_PATH | os.O_NOFOLLOW)
-            os.close(fd)
-            return True
+            try:
+                return stat.S_ISREG(os.fstat(fd).st_mode)
+            finally:
+                os.close(fd)
         except OSError:
             return False
         finally:
@@ -320,14 +353,19 @@ class _Build:
         """After success and failure alike; a report's own failure never fails a build."""
         if not pack.has("report"):
             return
-        outcome, printed, _ = self._captured("report", pack, api.report(pack, self.layout))
+        try:
+            outcome, printed, _ = self._captured("report", pack, api.report(pack, self.layout))
+        except BuildError as error:
+            self.warn(str(error))
+            return
+        self._check_build_dir("report", pack, outcome)
         try:
             found = json.loads(printed or b"{}")
             if outcome.exit_code != 0 or not isinstance(found, dict):
                 raise ValueError(_ending(outcome))
             kept = {key: value for key, value in found.items() if not isinstance(value, dict | list)}
             self.record.buildpacks[number].report = kept
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             self.warn(f"bin/report of {pack.reference} was of no use: {error}.")
 
     def release(self) -> None:
@@ -336,12 +374,14 @@ class _Build:
         found = api.Release()
         if pack.has("release"):
             outcome, printed, said = self._captured("release", pack, api.release(pack, self.layout))
+            self._check_time("release", pack, outcome)
             if outcome.exit_code != 0:
                 shown = said.decode("utf-8", "replace").strip()[:500]
                 raise BuildError(
                     f"bin/release of {pack.reference} {_ending(outcome)}{f': {shown}' if shown else ''}.",
                     code=ExitCode.RELEASE_FAILED,
                 )
+            self._check_build_dir("release", pack, outcome)
             try:
                 found = api.parse_release(printed)
             except api.ReleaseError as error:
@@ -391,9 +431,10 @@ class _Build:
         began = self._begin("slug", "")
         app = self.work.directory("app")
         slugs.mark(app, self.layout.home, self.layout.name, self.release_output, self.work.owner)
-        prepared = slugs.prepare(app, output)
+        prepared = slugs.prepare(app, output, self.work.owner)
         try:
-            with self.cache.replacing(self.work.directory("cache")) as replace_cache:
+            with contextlib.ExitStack() as stack, self.cache.replacing(self.work.directory("cache")) as replace_cache:
+                stack.enter_context(signals_held())  # until both are done: what comes then must undo neither
                 replace_cache()
                 prepared.commit()
         finally:
@@ -450,9 +491,11 @@ class _Build:
                 interrupt_grace=10.0,
             )
         self._end(name, pack.reference, began, outcome)
+        if outcome.came_back.get(self.layout.build_dir, "directory") != "directory":
+            self.work.make("app")  # for bin/report; the build has failed
         for sentence in self.work.mend(self.layout, outcome.came_back):
             self.warn(f"After bin/{name} of {pack.reference}, {sentence}.")
-        if outcome.forwarded:
+        if ENDING.intersection(outcome.forwarded):
             raise Interrupted(f"Interrupted during bin/{name} of {pack.reference}.")
         return outcome
 
@@ -476,7 +519,3 @@ def _ending(outcome: Outcome) -> str:
     if outcome.error:
         return f"could not be run: {outcome.error}"
     return f"exited {outcome.status}"
-
-
-def _is_git(path: str, directory: bool) -> bool:
-    return path.rpartition("/")[2] == ".git"

@@ -45,13 +45,18 @@ class Output:
     format: str
 
 
-def check_output(output: str) -> Output:
-    """What `--output` names. Raises UsageError when it would replace something that is not a slug of ours."""
+def check_output(output: str, source: Path) -> Output:
+    """What `--output` names. Raises UsageError when it would replace something that is not a slug of ours, or
+    cannot be written: that should not come out after the build.
+    """
     if output.startswith("oci:") or output.endswith(_LATER):
         raise UsageError(
             f"{output}: this version of nsbuild does not write that format.", "Give a directory or a name in .tgz."
         )
     path = Path(os.path.abspath(os.path.expanduser(output)))
+    if os.path.realpath(path) == str(source):
+        raise UsageError(f"The output {output} is the source.", "Give another place.")
+    _check_parent(output, path)
     if output.endswith(_ARCHIVES):
         if path.is_dir():
             raise UsageError(f"The output {output} is a directory.", "Give the name of a file.")
@@ -64,6 +69,14 @@ def check_output(output: str) -> Output:
             f"The output {output} is a directory with other things in it.", "Give a new name, or an empty directory."
         )
     return Output(path, "directory")
+
+
+def _check_parent(output: str, path: Path) -> None:
+    parent = next(found for found in path.parents if os.path.lexists(found))
+    if not parent.is_dir():
+        raise UsageError(f"The output {output} would be in {parent}, which is a file.", "Give another place.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"The output {output} would be in {parent}, which is not writable.", "Give another place.")
 
 
 def mark(app: str, run_path: str, layout: str, release: bytes | None, owner: tuple[int, int] | None) -> None:
@@ -114,8 +127,9 @@ class Prepared:
             self._lock = -1
 
 
-def prepare(app: str, output: Output) -> Prepared:
-    """Make the slug of BUILD_DIR `app` beside its place. A directory is moved there where it can be.
+def prepare(app: str, output: Output, owner: tuple[int, int] | None) -> Prepared:
+    """Make the slug of BUILD_DIR `app` beside its place. A directory is moved there where it can be; where it has
+    to be copied, it belongs to `owner` all the same.
 
     Raises OSError, with nothing left beside.
     """
@@ -139,7 +153,7 @@ def prepare(app: str, output: Output) -> Prepared:
             try:
                 os.rename(app, beside)
             except OSError:
-                copy_tree(app, beside, unlock=True)
+                copy_tree(app, beside, owner=owner, unlock=True)
             size = tree_size(beside)[0]
         return Prepared(output, beside, Slug(str(output.path), output.format, size, digest), lock)
     except BaseException:

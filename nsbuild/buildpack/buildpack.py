@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nsbuild.errors import UsageError
-from nsbuild.tree import copy_tree
+from nsbuild.tree import copy_tree, remove_tree
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ def install(source: Path, reference: str, directory: Path, path: str, owner: tup
             script.chmod(stat.S_IMODE(mode) | 0o755)
     directory.chmod(0o755)
     digest = _digest(directory)
-    export = directory / "export"
-    if export.is_symlink() or export.exists():
-        export.unlink()
+    remove_tree(str(directory / "export"))
     return Buildpack(reference, directory, path, digest)
 
 

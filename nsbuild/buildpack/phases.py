@@ -18,13 +18,18 @@ class Invocation:
 
 
 # Sourced, not executed, and by bash: that is what `export` files are written for (heroku-buildpack-multi,
-# bin/compile). The command is saved first, since a sourced file may change the positional parameters.
+# bin/compile). The command is saved first, since a sourced file may change the positional parameters, or the
+# working directory.
 _WITH_EXPORTS = """
 __nsbuild_count=$1; shift
 __nsbuild_exports=("${@:1:__nsbuild_count}"); shift "$__nsbuild_count"
 __nsbuild_command=("$@")
+__nsbuild_cwd=$PWD
 for __nsbuild_export in "${__nsbuild_exports[@]}"; do . "$__nsbuild_export"; done
-exec "${__nsbuild_command[@]}"
+set -- "${__nsbuild_command[@]}"
+builtin cd -- "$__nsbuild_cwd"
+unset -v "${!__nsbuild_@}"
+exec "$@"
 """
 
 
