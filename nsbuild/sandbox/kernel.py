@@ -64,13 +64,18 @@ PR_SET_SECCOMP = 22
 PR_SET_SECUREBITS = 28
 SECCOMP_MODE_FILTER = 2
 
+RENAME_NOREPLACE = 1
+
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 
 _machine = os.uname().machine
-_by_machine = {"x86_64": {"clone": 56, "pivot_root": 155}, "aarch64": {"clone": 220, "pivot_root": 41}}
+_by_machine = {
+    "x86_64": {"clone": 56, "pivot_root": 155, "renameat2": 316},
+    "aarch64": {"clone": 220, "pivot_root": 41, "renameat2": 276},
+}
 # Numbers from 424 on are the same on every architecture.
 _NR = {
     "open_tree": 428,
@@ -199,6 +204,11 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
     encoded = os.fsencode(path)
     return _checked("openat2", encoded, _long(dir_fd), encoded, how, _long(len(how)))
+
+
+def renameat2(old_dir_fd: int, old: str, new_dir_fd: int, new: str, flags: int) -> None:
+    old_path, new_path = os.fsencode(old), os.fsencode(new)
+    _checked("renameat2", new, _long(old_dir_fd), old_path, _long(new_dir_fd), new_path, _long(flags))
 
 
 def close_range(first: int, last: int) -> None:

@@ -94,10 +94,12 @@ class Launcher:
     `isolated` launches from a fresh small interpreter over a socket; otherwise this process clones by itself,
     which only a process with one thread may do. A Launcher keeps the skeleton of a workspace from launch to
     launch and reuses it when nothing in it has changed. Close it, or use it as a context manager; what it
-    launched ends with it. It may be used from several threads when isolated.
+    launched ends with it. It may be used from several threads when isolated. `on_step` (direct ones only) is told
+    of every step that moves a placed directory, or starts a process, right after it: for a journal.
     """
 
-    def __init__(self, *, isolated: bool = True) -> None:
+    def __init__(self, *, isolated: bool = True, on_step: Callable[[str, str], None] | None = None) -> None:
+        self._on_step = on_step
         self._skeletons: dict[str, Skeleton] = {}
         self._remote: Remote | None = None
         if isolated:
@@ -163,6 +165,8 @@ class Launcher:
 
     def _start(self, view: View, command: init.Command, stdio: tuple[int, int, int]) -> Running:
         skeleton = self._skeletons.setdefault(view.workspace, Skeleton(view.workspace))
+        if self._on_step is not None:
+            skeleton.on_step = self._on_step
         return Running.start(view, skeleton, command, stdio)
 
 

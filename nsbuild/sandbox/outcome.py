@@ -38,7 +38,8 @@ class Outcome(Value):
 
     `status` is the command's exit status, `signal` what killed it; both None when it was not started, and
     `error` then says why (`not found` or `cannot execute`, and the step that failed). Times are in seconds.
-    `came_back` tells for every placed directory what was found there afterwards.
+    `came_back` tells for every placed directory what was found there afterwards; `kept_beside` where a directory is
+    that could not be renamed back because its old path exists again.
     """
 
     status: int | None
@@ -52,6 +53,7 @@ class Outcome(Value):
     user_seconds: float = 0.0
     system_seconds: float = 0.0
     came_back: Mapping[str, str] = {}
+    kept_beside: Mapping[str, str] = {}
 
     @property
     def exit_code(self) -> int:

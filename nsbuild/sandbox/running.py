@@ -131,7 +131,8 @@ class Running:
             outcome = _outcome(self.messages, status, usage, self.timings, {})
             raise AfterCommandError(outcome, error.errno or 0, f"{error.filename}: {error.strerror}") from error
         self.timings["give back"] = time.monotonic() - now
-        return _outcome(self.messages, status, usage, self.timings, came_back)
+        outcome = _outcome(self.messages, status, usage, self.timings, came_back)
+        return outcome.replace(kept_beside=self._skeleton.kept_beside)
 
 
 def _outcome(

@@ -17,7 +17,7 @@ from nsbuild.tree.remove import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 _BENEATH = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
 _RENAME_NEEDS = stat.S_IRWXU
@@ -70,7 +70,8 @@ class Skeleton:
         self.path = f"{workspace}/root"
         self._fd = -1
         self._made: dict[str, tuple[int, int, str]] = {}
-        self._placed: list[tuple[str, str, int]] = []
+        self._placed: list[tuple[str, str]] = []
+        self.kept_beside: dict[str, str] = {}
         self._taken = False
         self.on_step: Callable[[str, str], None] = lambda step, about: None
         """Told before and after everything that a journal must know to undo it."""
@@ -169,7 +170,7 @@ class Skeleton:
                 os.chmod(name, mode, dir_fd=parent)
         finally:
             os.close(parent)
-        self._placed.append((operation.path, operation.source, mode))
+        self._placed.append((operation.path, operation.source))
         self.on_step("placed", operation.path)
 
     def _reach(self, path: str, make_for: tuple[int, int] | None = None) -> int:
@@ -200,41 +201,51 @@ class Skeleton:
         """Rename everything placed back to where it came from.
 
         Returns what came back for each path of the view: `directory`, `symlink`, `file`, or `missing` (a build
-        may have removed it, or put a symlink on the way to it).
+        may have removed it, or put a symlink on the way to it). Where the old path exists again, what came back
+        is kept beside it: `kept_beside` tells. Raises OSError; what is not back yet stays in the skeleton, which
+        is then not discarded.
         """
         found = {}
+        self.kept_beside = {}
         if self._placed:
             _make_passable(self._fd)
-        for path, source, _ in reversed(self._placed):
-            parent_path, _, name = path.rpartition("/")
-            try:
-                parent = self._reach(parent_path)
-            except OSError:
-                found[path] = "missing"
-                continue
-            try:
-                mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
-                if stat.S_ISDIR(mode) and mode & _RENAME_NEEDS != _RENAME_NEEDS:
-                    # A directory that changes parents must be writable: its ".." changes.
-                    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-                    os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(mode) | _RENAME_NEEDS)
-                    os.close(fd)
-                os.rename(name, source, src_dir_fd=parent)
-                if stat.S_ISDIR(mode):
-                    os.chmod(source, stat.S_IMODE(mode))
-                self.on_step("given back", path)
-                found[path] = _kind(mode)
-            except FileNotFoundError:
-                found[path] = "missing"
-            finally:
-                os.close(parent)
-        self._placed = []
+        while self._placed:
+            path, source = self._placed[-1]
+            found[path], place = self._return(path, source)
+            if place != source:
+                self.kept_beside[source] = place
+            self._placed.pop()
         self._taken = False
         return found
 
+    def _return(self, path: str, source: str) -> tuple[str, str]:
+        """(kind, where it is now) of one placed directory."""
+        parent_path, _, name = path.rpartition("/")
+        try:
+            parent = self._reach(parent_path)
+        except OSError:
+            return "missing", source
+        try:
+            mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode):
+                # A directory that changes parents must be writable: its ".." changes.
+                fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+                _make_passable(fd)
+            place = _rename_to_free(parent, name, source)
+            if stat.S_ISDIR(mode):
+                if mode & _RENAME_NEEDS != _RENAME_NEEDS:
+                    os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(mode))
+                os.close(fd)
+            self.on_step("given back", path)
+            return _kind(mode), place
+        except FileNotFoundError:
+            return "missing", source
+        finally:
+            os.close(parent)
+
     def discard(self) -> None:
-        """Remove the skeleton, if it is ours, whatever a build has put into it."""
-        if self._fd < 0:
+        """Remove the skeleton, if it is ours, whatever a build has put into it, but never what was lent to it."""
+        if self._fd < 0 or self._placed:
             return
         remove_tree(self.path)
         os.close(self._fd)
@@ -253,6 +264,44 @@ class Skeleton:
         except FileNotFoundError:
             return
         remove_tree(self.path)
+
+
+def give_back_orphans(workspace: str, places: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Rename back what a dead launcher has left in its skeleton: (source, where it is now) of each.
+
+    `places` maps paths of the view to their sources, as they were placed. Nothing may run in the skeleton. Raises
+    OSError.
+    """
+    skeleton = Skeleton(workspace)
+    try:
+        skeleton._fd = os.open(skeleton.path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return []
+    try:
+        _make_passable(skeleton._fd)
+        returned = [(source, *skeleton._return(path, source)) for path, source in reversed(list(places.items()))]
+        return [(source, place) for source, kind, place in returned if kind != "missing"]
+    finally:
+        os.close(skeleton._fd)
+
+
+def _rename_to_free(parent: int, name: str, target: str) -> str:
+    """Rename to `target`, or to a name beside it where it exists (again): nothing is ever overwritten."""
+    for attempt in range(1000):
+        place = target if attempt == 0 else f"{target}.nsbuild-recovered{f'.{attempt}' if attempt > 1 else ''}"
+        try:
+            kernel.renameat2(parent, name, kernel.AT_FDCWD, place, kernel.RENAME_NOREPLACE)
+            return place
+        except kernel.KernelError as error:
+            if error.errno == errno.EINVAL:  # a file system without RENAME_NOREPLACE
+                if not os.path.lexists(place):
+                    os.rename(name, place, src_dir_fd=parent)
+                    return place
+            elif error.errno == errno.ENOENT:
+                raise FileNotFoundError(error.errno, error.strerror, place) from None
+            elif error.errno != errno.EEXIST:
+                raise
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
 
 
 def _lock(path: str) -> int:
