@@ -63,13 +63,14 @@ def _take_mounts(view: View, skeleton: Skeleton) -> dict[str, int]:
         if isinstance(operation, Overlay):
             fd = mounts[operation.scratch] = kernel.open_tree(kernel.AT_FDCWD, operation.scratch, clone)
             swapped += [fd] if view.user.root_on_disk else []
-        elif isinstance(operation, Bind) and operation.source not in mounts:
-            source = operation.source
-            if operation.writable:
-                fd = mounts[source] = kernel.open_tree(kernel.AT_FDCWD, source, clone | kernel.AT_RECURSIVE)
-                swapped += [fd] if operation.root_on_disk else []
-            else:
-                mounts[source] = read_only_tree(source)
+        elif isinstance(operation, Bind) and operation.writable and operation.source not in mounts:
+            fd = kernel.open_tree(kernel.AT_FDCWD, operation.source, clone | kernel.AT_RECURSIVE)
+            mounts[operation.source] = fd
+            swapped += [fd] if operation.root_on_disk else []
+    # Afterwards: where mount_setattr is missing, what these are taken from becomes read-only here.
+    for operation in view.operations:
+        if isinstance(operation, Bind) and operation.source not in mounts:
+            mounts[operation.source] = read_only_tree(operation.source)
     if swapped:
         swap = _swapping_namespace(view.user.uid, view.user.gid)
         for fd in swapped:

@@ -154,7 +154,8 @@ def _remount_read_only(top: str) -> None:
         "nodiratime": kernel.MS_NODIRATIME,
         "relatime": kernel.MS_RELATIME,
     }
-    for target, options in mount_points():
+    # Of mounts on one place the last, which hides the others, is the one that a path leads to.
+    for target, options in dict(mount_points()).items():
         if target != top and not target.startswith(top.rstrip("/") + "/"):
             continue
         locked = sum(names.get(option, 0) for option in options)
@@ -218,6 +219,8 @@ class _Executor:
         else:
             raise TypeError(operation)
         kernel.move_mount(fd, target, path)
+        if isinstance(operation, File):
+            self._close_to_changes(fd)
         os.close(fd)
 
     def _tree(self, source: str) -> int:
@@ -264,13 +267,17 @@ class _Executor:
         with open(fd, "wb") as file:  # noqa: PTH123
             file.write(operation.content)
         os.chmod(name, operation.mode, dir_fd=self.files)
-        tree = kernel.open_tree(self.files, name, kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC)
+        return kernel.open_tree(self.files, name, kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC)
+
+    def _close_to_changes(self, mount: int) -> None:
+        """Read-only, for it belongs to the build's user. `mount` is attached."""
         try:
-            kernel.mount_setattr(tree, "", kernel.AT_EMPTY_PATH, attr_set=kernel.MOUNT_ATTR_RDONLY)
+            kernel.mount_setattr(mount, "", kernel.AT_EMPTY_PATH, attr_set=kernel.MOUNT_ATTR_RDONLY)
         except kernel.KernelError as error:
             if error.errno != errno.ENOSYS:
                 raise
-        return tree
+            flags = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
+            kernel.mount("none", f"/proc/self/fd/{mount}", "", flags)
 
     def _dev(self, target: int, path: str) -> None:
         dev = self._tmpfs("755")

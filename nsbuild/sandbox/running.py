@@ -179,17 +179,19 @@ def _clone(
 ) -> int:
     """The pid of the new pid 1, a child of this process in any case."""
     if os.geteuid() != 0:
-        try:
-            pid = kernel.clone(namespaces)
-        except kernel.KernelError as error:
-            raise LaunchError("clone", "clone", "", error.errno or 0, str(error)) from None
+        pid = _checked_clone(namespaces)
         if pid == 0:
             _become(lambda: child({}), status_w)
         return pid
     # As root: a process in between becomes the build's user first, so that the namespace is that user's. It
     # leaves at once; CLONE_PARENT makes pid 1 ours all the same.
     report_r, report_w = os.pipe()
-    between = kernel.clone(0)
+    try:
+        between = _checked_clone(0)
+    except LaunchError:
+        os.close(report_r)
+        os.close(report_w)
+        raise
     if between == 0:
         os.close(report_r)
         _become(lambda: as_root.drop_and_clone(view, skeleton, namespaces, child, report_w), status_w)
@@ -202,6 +204,13 @@ def _clone(
     if kind == "pid":
         return int(detail[0])
     raise LaunchError(*detail)
+
+
+def _checked_clone(namespaces: int) -> int:
+    try:
+        return kernel.clone(namespaces)
+    except kernel.KernelError as error:
+        raise LaunchError("clone", "clone", "", error.errno or 0, str(error)) from None
 
 
 def _become(child: Callable[[], None], status_w: int) -> None:

@@ -13,7 +13,6 @@ import stat
 from nsbuild.sandbox import kernel
 from nsbuild.sandbox.outcome import LaunchError
 from nsbuild.sandbox.view import Directory, Operation, Place, Symlink, View
-from nsbuild.tree.remove import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +20,13 @@ if TYPE_CHECKING:
 
 _BENEATH = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
 _RENAME_NEEDS = stat.S_IRWXU
+
+
+def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
+    """As in nsbuild.tree, which is imported when something is to be removed: off the launch path."""
+    from nsbuild.tree.remove import remove_tree
+
+    remove_tree(path, dir_fd=dir_fd)
 
 
 def mount_point_kind(operation: Operation) -> str:
