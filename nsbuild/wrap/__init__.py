@@ -1,0 +1,10 @@
+"""One command in the view of one BUILD_DIR: `nsbuild compile` and `nsbuild exec`.
+
+On a builder's clock: nothing is imported here that a launch does not use.
+"""
+
+from __future__ import annotations
+
+from nsbuild.wrap.wrap import WrapOptions, WrapResult, compile_, exec_in_view, explain_view
+
+__all__ = ["WrapOptions", "WrapResult", "compile_", "exec_in_view", "explain_view"]

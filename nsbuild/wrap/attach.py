@@ -1,0 +1,78 @@
+"""How the builder's directories get into the view: adopted by rename, or bind-mounted."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from nsbuild.sandbox.mounts import mount_points
+from nsbuild.sandbox.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Facts(Value):
+    """What decides for one directory. `path` is its real path; ids are those of the file system."""
+
+    path: str
+    device: int
+    uid: int
+    mode: int
+    parent_uid: int
+    parent_mode: int
+    parent_writable: bool
+    mount_point: bool = False
+    mounts_inside: bool = False
+
+
+class Choice(Value):
+    """`how` is `adopt` or `bind`; `why` a clause for a person."""
+
+    how: str
+    why: str
+
+
+def read_facts(path: str, mounts: Iterable[str] | None = None) -> Facts:
+    """Look at a directory and its parent. `mounts` are the mount points of this process. Raises OSError."""
+    real = os.path.realpath(path)
+    info = os.stat(real)
+    parent = os.path.dirname(real)
+    above = os.stat(parent)
+    points = [point for point, _ in mount_points()] if mounts is None else list(mounts)
+    return Facts(
+        real,
+        info.st_dev,
+        info.st_uid,
+        stat.S_IMODE(info.st_mode),
+        above.st_uid,
+        stat.S_IMODE(above.st_mode),
+        os.access(parent, os.W_OK | os.X_OK),
+        real in points,
+        any(point.startswith(f"{real}/") for point in points),
+    )
+
+
+def choose(facts: Facts, uid: int, *, device: int | None = None, wanted: str = "auto") -> Choice:
+    """Adopt where rename(2) can take the directory away and bring it back, else bind.
+
+    `device` is the file system of the workspace, when that is decided already. `wanted` `bind` is obeyed; for
+    `adopt` the caller looks at what is chosen.
+    """
+    if wanted == "bind":
+        return Choice("bind", "it was asked for")
+    if facts.mount_point:
+        return Choice("bind", f"{facts.path} is a mount point, which cannot be renamed")
+    if facts.mounts_inside:
+        return Choice("bind", f"something is mounted below {facts.path}")
+    if device is not None and facts.device != device:
+        return Choice("bind", f"{facts.path} is on another file system than the workspace")
+    if not facts.parent_writable:
+        return Choice("bind", f"{os.path.dirname(facts.path)} cannot be written, so nothing in it can be renamed")
+    if uid != 0 and facts.parent_mode & stat.S_ISVTX and uid not in (facts.uid, facts.parent_uid):
+        return Choice("bind", f"{os.path.dirname(facts.path)} is sticky, and {facts.path} is not yours")
+    if uid != 0 and facts.mode & 0o300 != 0o300:
+        # A directory that changes parents is written to: its ".." changes.
+        return Choice("bind", f"{facts.path} has no write permission of its own")
+    return Choice("adopt", "it can be renamed")

@@ -1,0 +1,35 @@
+"""The caller's environment, as it must read inside the view."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+def map_environment(
+    environ: Mapping[str, str], paths: Mapping[str, str], home: str, visible: Iterable[str]
+) -> dict[str, str]:
+    """The caller's environment; values that are one of `paths`, or have one as leading components, are mapped.
+
+    HOME is the run path. TMPDIR is left out when it names something below none of `visible`.
+    """
+    longest_first = sorted(paths.items(), key=lambda pair: -len(pair[0]))
+    mapped = {name: map_path(value, longest_first) for name, value in environ.items()}
+    mapped["HOME"] = home
+    if "TMPDIR" in mapped and not any(below(mapped["TMPDIR"], shown) for shown in visible):
+        del mapped["TMPDIR"]
+    return mapped
+
+
+def map_path(value: str, paths: Iterable[tuple[str, str]]) -> str:
+    """`value` with the first of `paths` that leads it replaced."""
+    for old, new in paths:
+        if below(value, old):
+            return new + value[len(old) :]
+    return value
+
+
+def below(path: str, directory: str) -> bool:
+    """Whether a path is a directory or lies in it, by its text."""
+    return path == directory or path.startswith(f"{directory}/")
