@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import time
 
 import click
 
 from nsbuild.build import Event, Record
-from nsbuild.errors import NsbuildError
+from nsbuild.errors import NsbuildError, Refused
 
 
 class Progress:
@@ -46,7 +47,12 @@ class Progress:
     def _output(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
-            rest = rest[os.write(1, rest) :]
+            try:
+                rest = rest[os.write(1, rest) :]
+            except BlockingIOError:
+                select.select([], [1], [])  # somebody who shares our stdout has made it so
+            except OSError as error:
+                raise Refused(f"stdout cannot be written: {error.strerror}.", "Keep its reader running.") from error
 
     def _line(self, text: str, colour: str | None = None) -> None:
         line = f"nsbuild: {text}"

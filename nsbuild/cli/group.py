@@ -10,16 +10,17 @@ from types import FrameType
 import click
 
 import nsbuild
+from nsbuild.cli import wrappers
 from nsbuild.errors import ExitCode, Interrupted, NsbuildError
 
 _HOMES = {
     "build": "nsbuild.cli.build",
     "doctor": "nsbuild.cli.doctor",
-    "exec": "nsbuild.cli.exec",
     "gc": "nsbuild.cli.gc",
+    "recover": "nsbuild.cli.recover",
     "run": "nsbuild.cli.run",
 }
-_WRAPPERS = frozenset({"compile", "exec", "run"})
+_WRAPPERS = frozenset({*wrappers.USAGE, "run"})
 """Their status is the command's own, so a failure of ours is 125 whatever it is."""
 
 
@@ -27,15 +28,29 @@ class _Group(click.Group):
     """Loads a command when it is called: none pays for another's imports."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted(_HOMES)
+        return sorted((*_HOMES, *wrappers.USAGE))
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name in wrappers.USAGE:
+            return _shown_only(name)
         if name not in _HOMES:
             return None
         from importlib import import_module
 
-        command: click.Command = getattr(import_module(_HOMES[name]), "exec_" if name == "exec" else name)
+        command: click.Command = getattr(import_module(_HOMES[name]), name)
         return command
+
+
+def _shown_only(name: str) -> click.Command:
+    """`compile` and `exec` do not come through click; in the list of commands they do."""
+    return click.Command(
+        name,
+        callback=lambda words: wrappers.main(name, words),
+        params=[click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)],
+        help=wrappers.ABOUT[name],
+        context_settings={"ignore_unknown_options": True},
+        add_help_option=False,
+    )
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -1,0 +1,206 @@
+"""nsbuild compile and nsbuild exec: parsed by hand, because a builder waits for them.
+
+Their options are the table `OPTIONS`; help and errors are made from it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from nsbuild.sandbox.outcome import AfterCommandError, LaunchError
+from nsbuild.wrap import WrapOptions, compile_, exec_in_view, explain_view
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nsbuild.wrap import WrapResult
+
+_MISUSED = 125
+_AFTER_COMMAND = 123
+
+USAGE = {
+    "compile": "nsbuild compile [OPTION]... BUILDPACK_DIR BUILD_DIR CACHE_DIR [ENV_DIR]",
+    "exec": "nsbuild exec --build-dir DIR [OPTION]... -- COMMAND...",
+}
+ABOUT = {
+    "compile": "Run BUILDPACK_DIR/bin/compile where BUILD_DIR is at /app, in place of running it directly.",
+    "exec": "Run COMMAND where DIR is at /app, with your environment.",
+}
+# name -> (metavar, empty for a flag; help; the commands that have it)
+OPTIONS = {
+    "--build-dir": ("DIR", "what is at the run path inside", ("exec",)),
+    "--run-path": ("PATH", "where BUILD_DIR is seen (default /app)", ("compile", "exec")),
+    "--attach": ("HOW", "auto, adopt (by rename) or bind (default auto)", ("compile", "exec")),
+    "--with-export": ("FILE", "source an earlier buildpack's export first; repeatable", ("compile", "exec")),
+    "--export-to": ("FILE", "where the export of a read-only buildpack goes", ("compile",)),
+    "--tmp": ("DIR", "what is /tmp inside; the same for a chain of calls", ("compile", "exec")),
+    "--bind": ("SRC[:DST]", "show a file or directory, read-only; repeatable", ("compile", "exec")),
+    "--network": ("NET", "host or none (default host)", ("compile", "exec")),
+    "--no-userns": ("", "forbid user namespaces inside", ("compile", "exec")),
+    "--timeout": ("TIME", "then TERM, 10 seconds later KILL, and status 124; 90s, 15m, 2h", ("compile", "exec")),
+    "--workspace-dir": ("DIR", "where the private directory is made", ("compile", "exec")),
+    "--user": ("USER", "as root: whom to run as, a name or UID:GID", ("compile", "exec")),
+    "--explain": ("", "print the view instead of running anything in it", ("exec",)),
+    "--verbose": ("", "say on stderr how each directory was attached, and why", ("compile", "exec")),
+}
+
+
+class Misused(Exception):
+    """One sentence about the command line."""
+
+
+def main(command: str, words: Sequence[str]) -> int:
+    """Run `nsbuild compile` or `nsbuild exec`; returns the exit code."""
+    if any(word in ("-h", "--help") for word in words[: _end_of_options(words)]):
+        print(_help(command))
+        return 0
+    try:
+        options, rest = _parse(command, words)
+        return _run(command, options, rest)
+    except Misused as error:
+        _say(f"{error} See nsbuild {command} --help.")
+    except LaunchError as error:
+        from nsbuild.sandbox.probe import explain
+
+        _say(str(explain(error)))
+    except AfterCommandError as error:
+        _say(f"{error} (the command had ended with {error.outcome.exit_code}). Run nsbuild recover.")
+        return _AFTER_COMMAND
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _say(f"{place}{error.strerror or error}.")
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        from nsbuild.errors import NsbuildError
+
+        if not isinstance(error, NsbuildError):
+            raise
+        _say(str(error))
+    return _MISUSED
+
+
+def _run(command: str, options: dict[str, list[str]], rest: list[str]) -> int:
+    def one(name: str, default: str = "") -> str:
+        return options.get(name, [default])[-1]
+
+    for name, allowed in (("--attach", ("auto", "adopt", "bind")), ("--network", ("host", "none"))):
+        if one(name, allowed[0]) not in allowed:
+            raise Misused(f"{name} {one(name)!r} is none of {', '.join(allowed)}.")
+    chosen = WrapOptions(
+        run_path=one("--run-path", "/app"),
+        attach=one("--attach", "auto"),
+        network=one("--network", "host"),
+        user_namespaces="--no-userns" not in options,
+        binds=tuple(_bind(text) for text in options.get("--bind", ())),
+        exports=tuple(options.get("--with-export", ())),
+        tmp=one("--tmp"),
+        export_to=one("--export-to"),
+        timeout=_seconds(one("--timeout")) if "--timeout" in options else None,
+        workspace_dir=one("--workspace-dir"),
+        user=one("--user"),
+    )
+    if command == "compile":
+        if not 3 <= len(rest) <= 4:
+            raise Misused(f"It takes three or four directories, not {len(rest)}.")
+        env_dir = rest[3] if len(rest) == 4 else ""
+        result = compile_(rest[0], rest[1], rest[2], env_dir, os.environ, chosen)
+        ran = f"{rest[0]}/bin/compile"
+    else:
+        if "--build-dir" not in options:
+            raise Misused("--build-dir is missing.")
+        if "--explain" in options:
+            print(explain_view(one("--build-dir"), os.environ, chosen))
+            return 0
+        if not rest:
+            raise Misused("There is no command; put it after --.")
+        result = exec_in_view(one("--build-dir"), rest, os.environ, chosen)
+        ran = rest[0]
+    _tell(result, ran, "--verbose" in options)
+    return result.outcome.exit_code
+
+
+def _tell(result: WrapResult, ran: str, verbose: bool) -> None:
+    for note in result.notes:
+        _say(f"recovered from an interrupted launch: {note}.")
+    if verbose:
+        for path, choice in result.attached.items():
+            _say(f"{path}: {choice.how}, since {choice.why}.")
+    outcome = result.outcome
+    for source, place in outcome.kept_beside.items():
+        _say(f"{source} exists again; what was built is in {place}.")
+    if outcome.timed_out:
+        _say(f"{ran} was ended by the time limit.")
+    elif outcome.error:
+        reason = os.strerror(outcome.error_number) if outcome.error == "cannot execute" else ""
+        _say(f"{ran}: {outcome.error}{f' ({reason})' if reason else ''}.")
+
+
+def _end_of_options(words: Sequence[str]) -> int:
+    return list(words).index("--") if "--" in words else len(words)
+
+
+def _parse(command: str, words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Options by name, and what is left. Options end at `--` or at the first word that is none."""
+    options: dict[str, list[str]] = {}
+    pending = list(words)
+    while pending and pending[0].startswith("-") and pending[0] != "-":
+        word = pending.pop(0)
+        if word == "--":
+            break
+        name, equals, value = word.partition("=")
+        metavar, _, commands = OPTIONS.get(name, ("", "", ()))
+        if command not in commands:
+            raise Misused(f"There is no option {name}.")
+        if not metavar:
+            if equals:
+                raise Misused(f"{name} takes no value.")
+        elif not equals:
+            if not pending:
+                raise Misused(f"{name} needs a value ({metavar}).")
+            value = pending.pop(0)
+        options.setdefault(name, []).append(value)
+    return options, pending
+
+
+def _bind(text: str) -> tuple[str, str]:
+    """SRC[:DST]; a source that exists as written, colons and all, is taken whole."""
+    source = destination = text
+    if not os.path.exists(source) and ":" in source:
+        source, _, destination = source.rpartition(":")
+    if not destination.startswith("/"):
+        raise Misused(f"--bind {text}: {destination!r} is not an absolute path.")
+    return os.path.abspath(source), os.path.normpath(destination)
+
+
+def _seconds(text: str) -> float:
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise Misused(f"--timeout {text!r} is not a time like 90s, 15m or 2h.")
+    return seconds
+
+
+def _help(command: str) -> str:
+    lines = [f"Usage: {USAGE[command]}", "", f"  {ABOUT[command]}", ""]
+    for name, (metavar, about, commands) in OPTIONS.items():
+        if command in commands:
+            lines.append(f"  {f'{name} {metavar}'.rstrip():24} {about}")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "  The exit status is the command's own, 128+n when signal n killed it. Ours: 123 failed afterwards,",
+            "  124 time limit, 125 refused or misused, 126 cannot be executed, 127 not found.",
+        ]
+    )
+
+
+def _say(text: str) -> None:
+    print(f"nsbuild: {text}", file=sys.stderr)
