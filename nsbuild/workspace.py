@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -57,10 +58,15 @@ class Workspace:
         return placed
 
     def mend(self, layout: Layout, came_back: Mapping[str, str]) -> list[str]:
-        """Make what a phase has removed or replaced again, BUILD_DIR excepted. Returns what it was, in words."""
+        """Make what a phase has removed or replaced again, BUILD_DIR excepted. Returns what it was, in words.
+
+        A directory that it has closed is opened.
+        """
         mended = []
         names = {path: os.path.basename(source) for path, source in self.places(layout).items()}
         for path, kind in came_back.items():
+            if kind == "directory":
+                _open_up(self.directory(names[path]))
             if kind == "directory" or path == layout.build_dir:
                 continue
             self.make(names[path], 0o1777 if path == "/tmp" else 0o755)
@@ -95,6 +101,17 @@ def workspace(parent: Path, user: User) -> Iterator[Workspace]:
         for name in ("tmp", "var-tmp"):
             made.make(name, 0o1777)
         yield made
+
+
+def _open_up(path: str) -> None:
+    """A directory that a build has closed can neither be moved nor be read: let its owner in again."""
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        if mode & stat.S_IRWXU != stat.S_IRWXU:
+            os.chmod(f"/proc/self/fd/{fd}", mode | stat.S_IRWXU)
+    finally:
+        os.close(fd)
 
 
 def _make_locked(parent: Path, path: str) -> int:
