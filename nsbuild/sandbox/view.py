@@ -331,9 +331,10 @@ def compose(
     operations += [Directory("/home"), Directory("/root", 0o700), Directory("/run")]
     operations += [Bind("/sys", "/sys")]
     made = {operation.path for operation in operations}
+    elsewhere = {operation.path for operation in operations if not isinstance(operation, Directory)} | set(places)
     for path in sorted(must_be_plain | mount_points):
         for parent in _ancestors(path)[1:]:
-            if parent not in made and not _below(parent, made, places):
+            if parent not in made and not _below(parent, elsewhere):
                 operations.append(Directory(parent))
                 made.add(parent)
     operations += [Place(path, places[path]) for path in sorted(places, key=lambda p: p.count("/"))]
@@ -347,9 +348,9 @@ def _is_symlink(host: Host, path: str) -> bool:
     return entry is not None and entry.kind == "symlink" and path == "/var/tmp"
 
 
-def _below(path: str, made: set[str], places: Mapping[str, str]) -> bool:
-    """Whether a mount or a placed directory, not the skeleton, holds this path."""
-    return any(path.startswith(f"{other}/") or path == other for other in (*made, *places))
+def _below(path: str, others: set[str]) -> bool:
+    """Whether a mount, a link or a placed directory, not the skeleton, holds this path."""
+    return any(path.startswith(f"{other}/") or path == other for other in others)
 
 
 def _system(host: Host, directory: str, must_be_plain: set[str], mount_points: set[str]) -> Iterator[Operation]:

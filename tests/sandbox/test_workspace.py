@@ -182,6 +182,18 @@ def test_a_skeleton_that_nobody_touched_is_used_again(either: Room) -> None:
     assert seen[4] != seen[5]
 
 
+@pytest.mark.parametrize("run_path", ["/app", "/opt/app", "/home/vcap/app", "/a/b/c"])
+def test_a_skeleton_is_used_again_for_every_run_path(simple: Room, run_path: str) -> None:
+    def action(launcher: Launcher) -> set[int]:
+        made = set()
+        for _ in range(3):
+            simple.seen(launcher, "true", run_path=run_path)
+            made.add(os.stat(simple.host("root/usr")).st_ctime_ns)
+        return made
+
+    assert len(simple.run(action)) == 1
+
+
 def test_another_view_gets_another_skeleton(simple: Room) -> None:
     def action(launcher: Launcher) -> list[str]:
         simple.seen(launcher, "true", run_path="/workspace")
