@@ -27,7 +27,8 @@ from nsbuild.tree import (
 )
 from nsbuild.tree.beneath import open_root
 from nsbuild.tree.copy import open_regular
-from nsbuild.tree.walk import Descent, Event, Identity, identity, walk
+from nsbuild.tree.descent import Descent, Identity, identity
+from nsbuild.tree.walk import Event, walk
 
 MARKER = ".nsbuild-slug"
 RELEASE_FILE = ".release"

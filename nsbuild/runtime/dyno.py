@@ -26,7 +26,8 @@ from nsbuild.sandbox import (
 )
 from nsbuild.tree import copy_tree
 from nsbuild.tree.beneath import open_root
-from nsbuild.tree.walk import Descent, Event, walk
+from nsbuild.tree.descent import Descent
+from nsbuild.tree.walk import Event, walk
 from nsbuild.user import build_user
 from nsbuild.workspace import Workspace, workspace
 

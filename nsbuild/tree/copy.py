@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from nsbuild.tree.beneath import open_beneath, open_parent, open_root, os_error
-from nsbuild.tree.walk import Descent, Event, Identity, identity, open_unlocked, walk
+from nsbuild.tree.descent import Descent, Identity, identity
+from nsbuild.tree.walk import Event, open_unlocked, walk
 
 _FICLONE = 0x40049409
 

@@ -7,7 +7,8 @@ from contextlib import suppress
 
 from nsbuild.tree.beneath import open_root
 from nsbuild.tree.copy import copy_contents, link_again, open_regular
-from nsbuild.tree.walk import Descent, Event, Identity, identity, walk
+from nsbuild.tree.descent import Descent, Identity, identity
+from nsbuild.tree.walk import Event, walk
 
 
 def break_hard_links(path: str, *, dir_fd: int | None = None) -> int:

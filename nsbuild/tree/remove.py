@@ -2,7 +2,6 @@
 
 import errno
 import os
-from contextlib import suppress
 
 from nsbuild.tree.beneath import (
     RESOLVE_NO_XDEV,
@@ -11,7 +10,7 @@ from nsbuild.tree.beneath import (
     openat2,
     os_error,
 )
-from nsbuild.tree.walk import Descent
+from nsbuild.tree.descent import Descent
 
 # Somebody else is at work in the tree: look again, but not for ever.
 _RACED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
@@ -100,8 +99,10 @@ def _open_writable(dir_fd: int, name: str) -> int:
             os.close(handle)
     if os.fstat(fd).st_mode & 0o700 != 0o700:
         # Not ours: its group or others may still let us.
-        with suppress(PermissionError):
+        try:
             os.fchmod(fd, 0o700)
+        except PermissionError:
+            return fd
     return fd
 
 

@@ -322,7 +322,8 @@ def _alike(choice: attach.Choice, facts: attach.Facts, user: User) -> attach.Cho
 def _refuse_mixed(path: str, user: User) -> None:
     """As root: files of a third user would be nobody's inside, and the build fail half-way."""
     from nsbuild.tree.beneath import open_root
-    from nsbuild.tree.walk import Descent, Event, walk
+    from nsbuild.tree.descent import Descent
+    from nsbuild.tree.walk import Event, walk
 
     wanted = 0 if user.root_on_disk else user.uid
     with Descent(path, open_root(path, None)) as descent:

@@ -24,7 +24,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nsbuild import tree
-from nsbuild.tree import beneath, copy, links, remove, replace, walk
+from nsbuild.tree import beneath, copy, links, remove, replace
+from nsbuild.tree.descent import Descent, identity
 
 NOBODY = 65534
 ROOT = os.geteuid() == 0
@@ -418,7 +419,7 @@ def test_a_directory_moved_during_the_walk(ground: str) -> None:
     path = f"{ground}/t" + "/d" * 30
     os.makedirs(path)
     os.mkdir(f"{ground}/elsewhere")
-    with walk.Descent(f"{ground}/t", os.open(f"{ground}/t", os.O_RDONLY)) as descent:
+    with Descent(f"{ground}/t", os.open(f"{ground}/t", os.O_RDONLY)) as descent:
         for _ in range(30):
             descent.enter("d", os.open("d", os.O_RDONLY, dir_fd=descent.fd))
         # The level above is closed by now, and `..` leads elsewhere.
@@ -590,8 +591,8 @@ def test_a_link_is_made_only_to_the_copy_itself(ground: str) -> None:
     """The destination is somebody's who may put another file where the first copy was."""
     write(f"{ground}/d/first", b"x")
     write(f"{ground}/secret", b"secret")
-    known = walk.identity(os.stat(f"{ground}/d/first"))
-    with walk.Descent(f"{ground}/d", os.open(f"{ground}/d", os.O_RDONLY)) as descent:
+    known = identity(os.stat(f"{ground}/d/first"))
+    with Descent(f"{ground}/d", os.open(f"{ground}/d", os.O_RDONLY)) as descent:
         assert copy.link_again(descent, ("first", known), "second")
         os.unlink(f"{ground}/d/first")
         os.link(f"{ground}/secret", f"{ground}/d/first")
