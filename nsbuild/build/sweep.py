@@ -12,6 +12,7 @@ from nsbuild.tree import copy_tree, open_beneath, read_beneath, remove_tree, tre
 CREDENTIALS = (".ssh", ".netrc", ".git-credentials", ".gnupg", ".pypirc", ".aws", ".docker", ".npmrc", ".yarnrc.yml")
 LITTER = (".cache", ".npm", ".local", ".config", ".node-gyp", ".yarn", ".bundle", ".gem", ".cargo", ".rustup")
 _TOKEN = re.compile(rb"(_authToken|_auth|_password|npmAuthToken|npmAuthIdent)\s*[:=]", re.IGNORECASE)
+_MANY = 10_000
 _ONLY_WITH_TOKEN = (".npmrc", ".yarnrc.yml")
 
 
@@ -35,7 +36,11 @@ def sweep_home(app: str, source: str, *, keep_credentials: bool, owner: tuple[in
     try:
         for name in () if keep_credentials else CREDENTIALS:
             now, before = _fingerprint(app_fd, name), _fingerprint(source_fd, name)
-            if now is None or now == before or (name in _ONLY_WITH_TOKEN and not _has_token(app_fd, name)):
+            if (
+                now is None
+                or (now == before and list(now.values()) != ["unreadable"])
+                or (name in _ONLY_WITH_TOKEN and not _has_token(app_fd, name))
+            ):
                 continue
             remove_tree(name, dir_fd=app_fd)
             if before is not None:
@@ -76,16 +81,26 @@ def _fingerprint(directory: int, name: str) -> dict[str, bytes | str] | None:
     if not stat.S_ISDIR(info.st_mode):
         return {"": _content(directory, name)}
     found: dict[str, bytes | str] = {}
-    try:
-        fd = open_beneath(directory, name, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return {"": "unreadable"}
-    try:
-        for entry in sorted(os.listdir(fd))[:1000]:
-            below = os.stat(entry, dir_fd=fd, follow_symlinks=False)
-            found[entry] = _content(fd, entry) if stat.S_ISREG(below.st_mode) else str(below.st_mode)
-    finally:
-        os.close(fd)
+    pending = [name]
+    while pending:
+        path = pending.pop()
+        if len(found) > _MANY:
+            return {"": "more than anybody's credentials"}
+        try:
+            fd = open_beneath(directory, path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            return {"": "unreadable"}
+        try:
+            for entry in os.listdir(fd):
+                below = os.stat(entry, dir_fd=fd, follow_symlinks=False)
+                if stat.S_ISDIR(below.st_mode):
+                    pending.append(f"{path}/{entry}")
+                elif stat.S_ISLNK(below.st_mode):
+                    found[f"{path}/{entry}"] = os.readlink(entry, dir_fd=fd)
+                else:
+                    found[f"{path}/{entry}"] = _content(fd, entry)
+        finally:
+            os.close(fd)
     return found
 
 
