@@ -37,12 +37,17 @@ _TO_THE_GROUP = (signal.SIGINT, signal.SIGQUIT)
 
 
 class Command(Value):
-    """What pid 1 runs. `env` and `argv` are bytes, as the kernel takes them; `filter` is the seccomp program."""
+    """What pid 1 runs. `env` and `argv` are bytes, as the kernel takes them; `filter` is the seccomp program.
+
+    `rlimits` are (resource, value) for the command, `cgroup` is the directory of the one it is to be in.
+    """
 
     argv: tuple[bytes, ...]
     env: Mapping[bytes, bytes]
     cwd: str
     filter: bytes
+    rlimits: tuple[tuple[int, int], ...] = ()
+    cgroup: str = ""
 
 
 class Descriptors(Value):
@@ -183,6 +188,8 @@ def _exec(command: Command, given: Descriptors, result: int) -> NoReturn:
         os.umask(0o022)
         step = "chdir"
         os.chdir(command.cwd)
+        step = "limits"
+        _limit(command.rlimits)
         step = "seccomp"
         if command.filter:
             kernel.seccomp_set_filter(command.filter)
@@ -194,6 +201,18 @@ def _exec(command: Command, given: Descriptors, result: int) -> NoReturn:
     except BaseException as error:
         os.write(result, marshal.dumps((f"{step}: {error!r}"[:500], 0)))
     os._exit(125)
+
+
+def _limit(rlimits: tuple[tuple[int, int], ...]) -> None:
+    if not rlimits:
+        return
+    import resource  # there already: the launcher has loaded it, for us
+
+    for number, value in rlimits:
+        # Lower is always allowed, higher never.
+        _, hard = resource.getrlimit(number)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(number, (value, value))
 
 
 def _take_stdio(given: Descriptors) -> None:

@@ -13,7 +13,7 @@ import struct
 import time
 
 from nsbuild.sandbox import init, kernel, seccomp
-from nsbuild.sandbox.outcome import Outcome
+from nsbuild.sandbox.outcome import AfterCommandError, Outcome
 from nsbuild.sandbox.running import Running
 from nsbuild.sandbox.skeleton import Skeleton
 from nsbuild.sandbox.stdio import Stdio
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Mapping, Sequence
 
+    from nsbuild.sandbox.limits import Limits
     from nsbuild.sandbox.remote import Remote, RemoteRunning
 else:
     import _signal as signal  # without the enums of `signal`: 4 ms
@@ -48,6 +49,7 @@ def launch(
     timeout: float | None = None,
     grace: float = 10.0,
     interrupt_grace: float | None = None,
+    limits: Limits | None = None,
 ) -> Outcome:
     """Run `argv` in the view and wait for it. Without `env` the environment is a PATH.
 
@@ -58,8 +60,12 @@ def launch(
     the command, once. After `timeout` seconds the command gets SIGTERM, `grace` seconds later everything is
     killed; so is everything `interrupt_grace` seconds after a signal that was passed on, when it is given.
 
-    Raises LaunchError when the command could not be started, OSError when the view cannot be prepared, and
-    AfterCommandError when the command has ended and a placed directory cannot be renamed back.
+    `limits` (`nsbuild.sandbox.limits`) are for the command and everything it starts, together where a delegated
+    cgroup can hold them to that; `Outcome.limited` says how each was kept, `Outcome.usage` what was used.
+
+    Raises LaunchError when the command could not be started, OSError when the view cannot be prepared, ValueError
+    for limits that cannot be meant, and AfterCommandError when the command has ended and a placed directory cannot
+    be renamed back.
     """
     with Launcher.for_caller() as launcher:
         return launcher.launch(
@@ -75,6 +81,7 @@ def launch(
             timeout=timeout,
             grace=grace,
             interrupt_grace=interrupt_grace,
+            limits=limits,
         )
 
 
@@ -142,6 +149,7 @@ class Launcher:
         timeout: float | None = None,
         grace: float = 10.0,
         interrupt_grace: float | None = None,
+        limits: Limits | None = None,
     ) -> Outcome:
         """As `nsbuild.sandbox.launch`."""
         command = init.Command(
@@ -150,6 +158,12 @@ class Launcher:
             cwd,
             seccomp.load(os.uname().machine, view.user_namespaces),
         )
+        confinement = None
+        if limits is not None:
+            from nsbuild.sandbox.limits import Confinement
+
+            confinement = Confinement(limits)
+            command = command.replace(rlimits=confinement.plan.rlimits, cgroup=confinement.directory)
         # From here on a signal is the command's. A handler of ours that raised would lose what has been cloned.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, init.FORWARDED)
         try:
@@ -159,8 +173,15 @@ class Launcher:
                 else:
                     running = self._start(view, command, relays.child)
                 relays.close_child_ends()
-                return _supervise(running, relays, timeout, grace, interrupt_grace)
+                outcome = _supervise(running, relays, timeout, grace, interrupt_grace)
+                return outcome if confinement is None else confinement.measure(outcome)
+        except AfterCommandError as error:
+            if confinement is not None:
+                error.outcome = confinement.measure(error.outcome)
+            raise
         finally:
+            if confinement is not None:
+                confinement.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _start(self, view: View, command: init.Command, stdio: tuple[int, int, int]) -> Running:

@@ -8,6 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nsbuild.sandbox.limits import Usage
+
 
 class LaunchError(Exception):
     """The command was not started: which step failed, in which call, on what, with which errno.
@@ -38,6 +40,8 @@ class Outcome(Value):
 
     `status` is the command's exit status, `signal` what killed it; both None when it was not started, and
     `error` then says why (`not found` or `cannot execute`, and the step that failed). Times are in seconds.
+    Bytes read and written are those that reached storage.
+    `usage` and `limited` (how each limit is kept, in sentences) are there when limits were given.
     `came_back` tells for every placed directory what was found there afterwards; `kept_beside` where a directory is
     that could not be renamed back because its old path exists again.
     """
@@ -52,7 +56,11 @@ class Outcome(Value):
     max_rss_kib: int = 0
     user_seconds: float = 0.0
     system_seconds: float = 0.0
+    read_bytes: int = 0
+    written_bytes: int = 0
     came_back: Mapping[str, str] = {}
+    usage: Usage | None = None
+    limited: tuple[str, ...] = ()
     kept_beside: Mapping[str, str] = {}
 
     @property

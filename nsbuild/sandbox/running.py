@@ -46,6 +46,8 @@ class Running:
 
             before_pivot = bring_loopback_up
             namespaces |= kernel.CLONE_NEWNET
+        if command.rlimits:
+            import resource  # noqa: F401  the child needs it, where it can no longer be found
         status_r, status_w = os.pipe()
         go_r, go_w = os.pipe()
         _own_pipes(view, stdio)
@@ -69,8 +71,12 @@ class Running:
         self.fd = status_r
         self.pidfd = os.pidfd_open(self.pid)
         skeleton.on_step("cloned", str(self.pid))
-        os.write(go_w, b"g")
-        os.close(go_w)
+        try:
+            if command.cgroup:
+                self._enter(command.cgroup)
+            os.write(go_w, b"g")
+        finally:
+            os.close(go_w)
 
     @classmethod
     def start(cls, view: View, skeleton: Skeleton, command: init.Command, stdio: tuple[int, int, int]) -> Running:
@@ -83,6 +89,22 @@ class Running:
         except BaseException:
             skeleton.give_back()
             raise
+
+    def _enter(self, cgroup: str) -> None:
+        """Put pid 1 into a cgroup while it waits; what it starts later is born there."""
+        path = f"{cgroup}/cgroup.procs"
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, str(self.pid).encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self.kill(signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            for fd in (self.fd, self.pidfd):
+                os.close(fd)
+            raise LaunchError("limits", "write", path, error.errno or 0, str(error)) from None
 
     def read(self) -> bool:
         """Take what the child reports; False at the end of it."""
@@ -147,6 +169,8 @@ def _outcome(
         "max_rss_kib": getattr(usage, "ru_maxrss", 0),
         "user_seconds": getattr(usage, "ru_utime", 0.0),
         "system_seconds": getattr(usage, "ru_stime", 0.0),
+        "read_bytes": getattr(usage, "ru_inblock", 0) * 512,
+        "written_bytes": getattr(usage, "ru_oublock", 0) * 512,
         "came_back": came_back,
     }
     for kind, *detail in messages:
