@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import marshal
 import os
+import select
 import struct
 
 from nsbuild.sandbox import kernel, mounts, privileges
@@ -85,7 +86,7 @@ def run(
         step.name = "drop privileges"
         privileges.drop_all()
         privileges.die_with_parent()
-        if not os.read(given.go, 1):
+        if not os.read(given.go, 1) or select.select([given.go], [], [], 0)[0]:
             os._exit(125)  # the launcher died before it could take us with it, or before others knew of us
         privileges.hide_command_line()
         privileges.set_dumpable(False)

@@ -70,13 +70,20 @@ class Running:
                 os.close(go_w)
         self.fd = status_r
         self.pidfd = os.pidfd_open(self.pid)
-        skeleton.on_step("cloned", str(self.pid))
+        self._alive = go_w  # it ends with this process
         try:
+            skeleton.on_step("cloned", str(self.pid))
             if command.cgroup:
                 self._enter(command.cgroup)
             os.write(go_w, b"g")
-        finally:
-            os.close(go_w)
+        except BrokenPipeError:
+            return  # it has failed already, and said why
+        except BaseException:
+            self.kill(signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            for fd in (self.fd, self.pidfd, self._alive):
+                os.close(fd)
+            raise
 
     @classmethod
     def start(cls, view: View, skeleton: Skeleton, command: init.Command, stdio: tuple[int, int, int]) -> Running:
@@ -100,10 +107,6 @@ class Running:
             finally:
                 os.close(fd)
         except OSError as error:
-            self.kill(signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            for fd in (self.fd, self.pidfd):
-                os.close(fd)
             raise LaunchError("limits", "write", path, error.errno or 0, str(error)) from None
 
     def read(self) -> bool:
@@ -144,7 +147,7 @@ class Running:
         _, status, usage = os.wait4(self.pid, 0)
         now = time.monotonic()
         self.timings["run"] = now - (self._started or self._cloned)
-        for fd in (self.fd, self.pidfd):
+        for fd in (self.fd, self.pidfd, self._alive):
             os.close(fd)
         self.pidfd = -1
         try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 
 import pytest
 from support.processes import ROOT, SOMEBODY, become, in_child, private_mounts, refuse, tmpfs, write
 from support.rooms import Room
 
 from nsbuild.sandbox import Bind, Launcher, LaunchError, kernel
+from nsbuild.sandbox.skeleton import Skeleton
 
 pytest.importorskip("pyseccomp", reason="pyseccomp emulates the other kernels")
 
@@ -158,6 +160,41 @@ def test_a_refused_call_is_named_and_everything_is_given_back(either: Room, call
     error = told(either, lambda: refuse(errno.EPERM, call))
     assert error[1].split()[0] == call or call == "setresuid"
     assert error[2] == errno.EPERM
+    assert sorted(os.listdir(either.workspace)) == ["app", "cache", "env", "tmp", "var-tmp"]
+
+
+def test_a_child_that_fails_before_it_is_told_to_go_on_tells_why(simple: Room) -> None:
+    """It waits for a journal to be written, and its pipe may be gone by then."""
+
+    def action(launcher: Launcher) -> tuple[str, int]:
+        skeleton = launcher._skeletons[simple.workspace] = Skeleton(simple.workspace)
+        skeleton.on_step = lambda step, about: time.sleep(0.3) if step == "cloned" else None
+        try:
+            simple.seen(launcher, "true")
+        except LaunchError as error:
+            return error.call, error.errno
+        return "it ran", 0
+
+    assert simple.run(action, before=lambda: refuse(errno.EPERM, "fsopen")) == ("fsopen", errno.EPERM)
+
+
+def test_a_journal_that_cannot_be_written_stops_the_launch(either: Room) -> None:
+    def action(launcher: Launcher) -> str:
+        skeleton = launcher._skeletons[either.workspace] = Skeleton(either.workspace)
+
+        def on_step(step: str, about: str) -> None:
+            if step == "cloned":
+                raise OSError(errno.ENOSPC, "no space for the journal")
+
+        skeleton.on_step = on_step
+        try:
+            either.seen(launcher, "echo ran >/app/ran")
+        except OSError as error:
+            return str(error.strerror)
+        return "it ran"
+
+    assert either.run(action) == "no space for the journal"
+    assert os.listdir(either.host("app")) == []
     assert sorted(os.listdir(either.workspace)) == ["app", "cache", "env", "tmp", "var-tmp"]
 
 

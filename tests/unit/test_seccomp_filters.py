@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -134,16 +135,17 @@ def test_x32_is_no_way_round(user_namespaces: bool) -> None:
     assert answer(program, "x86_64", X32 | 514, 0, TIOCSTI) == EPERM, "x32 has an ioctl of its own"
 
 
-def test_the_shipped_filters_are_what_the_rules_compile_to(tmp_path: Path) -> None:
+def test_the_shipped_filters_are_what_the_rules_compile_to() -> None:
     """Another libseccomp may order things in another way: then they must answer alike."""
     source = str(Path(seccomp.__file__).parents[3])
-    subprocess.run(
-        [sys.executable, "-m", "nsbuild.sandbox.seccomp", str(tmp_path)],
-        cwd=source,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run(
+            [sys.executable, "-m", "nsbuild.sandbox.seccomp", directory],
+            cwd=source,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        made = {path.name: path.read_bytes() for path in Path(directory).iterdir()}
     shipped = {path.name: path.read_bytes() for path in Path(seccomp.__file__).parent.glob("*.bpf")}
     assert made.keys() == shipped.keys()
     for name in made:
