@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from nsbuild import buildpack as api
 from nsbuild.errors import Refused, UsageError
 from nsbuild.refusals import Refusals
@@ -29,18 +27,19 @@ from nsbuild.tree.beneath import open_root
 from nsbuild.tree.descent import Descent
 from nsbuild.tree.walk import Event, walk
 from nsbuild.user import build_user
-from nsbuild.workspace import Workspace, workspace
+from nsbuild.workspace import Workspace, user_cache, workspace
 
 RUN_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 # .profile.d/*.sh are sourced in lexical order, then .profile, in the app's directory, with config vars set before:
 # https://devcenter.heroku.com/articles/profile
 _BOOT = """
-cd "$HOME" || exit 125
-for __nsbuild_file in .profile.d/*.sh .profile; do
-    if [ -f "$__nsbuild_file" ]; then . "./$__nsbuild_file"; fi
+__nsbuild_command=("$@")
+for __nsbuild_file in "$PWD"/.profile.d/*.sh "$PWD/.profile"; do
+    if [ -f "$__nsbuild_file" ]; then . "$__nsbuild_file"; fi
 done
-unset __nsbuild_file
+set -- "${__nsbuild_command[@]}"
+unset -v __nsbuild_file __nsbuild_command
 exec "$@"
 """
 
@@ -102,7 +101,7 @@ class _Dyno:
 
     def __enter__(self) -> _Dyno:
         user = build_user(str(self.slug), self.options.user)
-        parent = self.options.workspace_dir or platformdirs.user_cache_path("nsbuild") / "apps" / ".workspaces"
+        parent = self.options.workspace_dir or user_cache() / "apps" / ".workspaces"
         self._context = workspace(Path(parent).absolute(), user)
         self.work: Workspace = self._context.__enter__()
         try:
@@ -128,7 +127,7 @@ class _Dyno:
         with self.slug.open("rb") as archive:
             outcome = self._launch(
                 self._view({"/app": self.work.directory("app")}, "/app"),
-                ["tar", "-xzf", "-", "-C", "/app", "--no-same-owner"],
+                ["tar", "-xzpf", "-", "-C", "/app", "--no-same-owner"],
                 {"PATH": RUN_PATH, "HOME": "/app"},
                 "/tmp",
                 stdin=archive.fileno(),
@@ -153,11 +152,11 @@ class _Dyno:
         home = self.info.run_path
         environment = {
             "PATH": RUN_PATH,
-            "HOME": home,
             "LANG": "C.UTF-8",
             **self.needs.variables,
             **self.info.config_vars,
             **env,
+            "HOME": home,
             "DYNO": f"{name}.1",
         }
         if name == "web":
