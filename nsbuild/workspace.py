@@ -166,8 +166,11 @@ def collect_orphans(parent: Path) -> list[str]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_tree(str(found))
             removed.append(str(found))
-        except BlockingIOError:
-            continue
+        except OSError:
+            continue  # a running build's, or somebody else's
         finally:
             os.close(lock)
+    if removed:
+        with contextlib.suppress(OSError):
+            parent.rmdir()
     return removed

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import platformdirs
-
 from nsbuild import buildpack as api
 from nsbuild.build import slug as slugs
 from nsbuild.build.cache import Cache, cache_key
@@ -37,7 +35,7 @@ from nsbuild.sandbox import (
 )
 from nsbuild.tree import copy_tree, open_beneath, read_beneath
 from nsbuild.user import build_user
-from nsbuild.workspace import Workspace, workspace
+from nsbuild.workspace import Workspace, user_cache, workspace
 
 DEFAULT_STACK = "heroku-24"
 _OUTPUT_LIMIT = 1 << 20
@@ -96,7 +94,7 @@ def build(
     layout = _layout(options, build_id)
     surprising = api.check_config_vars(options.config_vars)
     user = build_user(str(directory), options.user)
-    cache_root = Path(options.cache_dir or platformdirs.user_cache_path("nsbuild") / "apps").absolute()
+    cache_root = Path(options.cache_dir or user_cache() / "apps").absolute()
     cache = Cache(cache_root, cache_key(options.app or str(directory), options.stack, layout.name))
     cache.check()
     parent = Path(options.workspace_dir).absolute() if options.workspace_dir else cache_root / ".workspaces"

@@ -36,11 +36,7 @@ def sweep_home(app: str, source: str, *, keep_credentials: bool, owner: tuple[in
     try:
         for name in () if keep_credentials else CREDENTIALS:
             now, before = _fingerprint(app_fd, name), _fingerprint(source_fd, name)
-            if (
-                now is None
-                or (now == before and list(now.values()) != ["unreadable"])
-                or (name in _ONLY_WITH_TOKEN and not _has_token(app_fd, name))
-            ):
+            if now is None or now == before or (name in _ONLY_WITH_TOKEN and not _has_token(app_fd, name)):
                 continue
             remove_tree(name, dir_fd=app_fd)
             if before is not None:

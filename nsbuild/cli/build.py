@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
-from nsbuild.build import DEFAULT_STACK, BuildOptions
+from nsbuild.build import DEFAULT_STACK, BuildOptions, Event, Record
 from nsbuild.build import build as build_slug
 from nsbuild.cli.options import BindSpec, Duration, KeyValue, config_vars
 from nsbuild.cli.progress import Progress
-from nsbuild.errors import NsbuildError
+from nsbuild.errors import NsbuildError, UsageError
 from nsbuild.tree import write_atomic
 
 
@@ -51,6 +53,8 @@ def build(
     """
     progress = Progress()
     record = None
+    if report is not None:
+        _check_report(report)
     try:
         record = build_slug(
             source,
@@ -65,9 +69,25 @@ def build(
     except NsbuildError as error:
         record = getattr(error, "record", None)
         progress.failed(error)
-        raise
-    finally:
         if report is not None and record is not None:
-            write_atomic(report, record.to_json().encode("utf-8", "surrogateescape"))
+            try:
+                _write_report(report, record)
+            except OSError as also:
+                progress(Event("warning", text=f"the record cannot be written to {report}: {also.strerror}."))
+        raise
+    if report is not None:
+        _write_report(report, record)
     progress.finished(record)
     return 0
+
+
+def _check_report(report: str) -> None:
+    """Before the build, which takes minutes."""
+    directory = os.path.dirname(os.path.abspath(report))
+    if os.path.isdir(report) or not os.access(directory, os.W_OK | os.X_OK):
+        problem = "is a directory" if os.path.isdir(report) else f"cannot be made in {directory}"
+        raise UsageError(f"--report {report} {problem}.", "Give the name of a file in a directory of yours.")
+
+
+def _write_report(report: str, record: Record) -> None:
+    write_atomic(report, record.to_json().encode("utf-8", "surrogateescape"))

@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|)$")
+_LONGEST = 2_000_000.0
+"""poll(2) waits 2^31 milliseconds at most."""
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -21,7 +23,10 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
         match = _DURATION.match(str(value))
         if match is None:
             self.fail(f"{value!r} is not a duration like 90s, 15m or 2h.", param, ctx)
-        return float(match[1]) * _UNITS[match[2]]
+        seconds = float(match[1]) * _UNITS[match[2]]
+        if not 0 < seconds <= _LONGEST:
+            self.fail(f"{value!r} is not more than 0 and at most {_LONGEST / 3600:g}h.", param, ctx)
+        return seconds
 
 
 class KeyValue(click.ParamType):  # type: ignore[type-arg]
@@ -66,7 +71,7 @@ def config_vars(pairs: tuple[tuple[str, str], ...], env_dir: str | None, env_fil
             if path.is_file():
                 found[path.name] = os.fsdecode(path.read_bytes())
     if env_file is not None:
-        for number, line in enumerate(os.fsdecode(Path(env_file).read_bytes()).splitlines(), 1):
+        for number, line in enumerate(os.fsdecode(Path(env_file).read_bytes()).split("\n"), 1):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             name, equals, value = line.strip().removeprefix("export ").partition("=")

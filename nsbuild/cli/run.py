@@ -16,7 +16,7 @@ from nsbuild.runtime import run as run_process
 @click.option("--list", "listing", is_flag=True, help="Show the process types and their commands.")
 @click.option("--env", "pairs", type=KeyValue(), multiple=True, help="A config var, repeatable.")
 @click.option("--env-file", type=click.Path(exists=True, dir_okay=False), help="Config vars, NAME=VALUE a line.")
-@click.option("--port", type=int, default=5000, show_default=True, help="PORT of the web process.")
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="PORT of web.")
 @click.option("--read-only", is_flag=True, help="Show the slug read-only. Else what is written is thrown away.")
 @click.option("--network", type=click.Choice(["host", "none"]), default="host", show_default=True)
 @click.option("--workspace-dir", metavar="DIR", help="Where the private directory is made.")
