@@ -50,9 +50,9 @@ def test_arguments_environment_and_directory_of_every_script(site: Site) -> None
     scripts = {
         name: f"#!/usr/bin/python3\n{tell.replace('SCRIPT', name)}\n" for name in ("detect", "release", "report")
     }
-    pack = site.buildpack(TELL, detect=scripts.pop("detect"), **scripts)
-    options = {"env": {**OPERATORS, "XDG_CACHE_HOME": str(site.home / ".cache")}}
-    result = site.build(site.app(), pack, "--env", "CONFIG=1", "--network", "none", **options).ok()
+    pack = site.buildpack(TELL, **scripts)
+    env = {**OPERATORS, "XDG_CACHE_HOME": str(site.home / ".cache")}
+    result = site.build(site.app(), pack, "--env", "CONFIG=1", "--network", "none", env=env).ok()
     arguments = {
         "detect": ["/app"],
         "compile": ["/app", "/tmp/cache", "/tmp/env"],
