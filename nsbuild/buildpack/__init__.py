@@ -5,14 +5,8 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nsbuild.buildpack.buildpack import Buildpack, install, open_reference
-    from nsbuild.buildpack.environment import (
-        NetworkNeeds,
-        build_environment,
-        check_config_vars,
-        network_binds,
-        network_needs,
-        write_env_dir,
-    )
+    from nsbuild.buildpack.environment import build_environment, check_config_vars, write_env_dir
+    from nsbuild.buildpack.network import NetworkNeeds, network_binds, network_needs
     from nsbuild.buildpack.phases import Invocation, compile_, detect, release, report
     from nsbuild.buildpack.procfile import ProcfileError, parse_procfile
     from nsbuild.buildpack.release_yaml import Release, ReleaseError, parse_release
@@ -39,7 +33,7 @@ __all__ = [
     "write_env_dir",
 ]
 
-_MODULES = ("buildpack", "environment", "phases", "procfile", "release_yaml")
+_MODULES = ("buildpack", "environment", "network", "phases", "procfile", "release_yaml")
 
 
 def __getattr__(name: str) -> object:

@@ -6,6 +6,7 @@ import fcntl
 import os
 
 from nsbuild.buildpack.exports import with_exports
+from nsbuild.buildpack.network import network_binds, network_needs
 from nsbuild.sandbox.init import FORWARDED
 from nsbuild.sandbox.launcher import Launcher
 from nsbuild.sandbox.mounts import mount_points
@@ -210,6 +211,8 @@ def _plan(request: _Request, environ: Mapping[str, str], options: WrapOptions, n
     log = environ.get("BUILDPACK_LOG_FILE", "")
     if log.startswith("/") and os.path.isfile(log) and not log.startswith("/dev/"):
         binds.append(_writable(log, log, directory=False))
+    if options.network == "host":
+        binds += network_binds(network_needs(environ), layout.build_dir)
     for origin, path in options.binds:
         if not os.path.exists(origin):
             raise _usage(f"--bind {origin}: it does not exist.")
