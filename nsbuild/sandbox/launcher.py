@@ -102,11 +102,16 @@ class Launcher:
     which only a process with one thread may do. A Launcher keeps the skeleton of a workspace from launch to
     launch and reuses it when nothing in it has changed. Close it, or use it as a context manager; what it
     launched ends with it. It may be used from several threads when isolated. `on_step` (direct ones only) is told
-    of every step that moves a placed directory, or starts a process, right after it: for a journal.
+    of every step that moves a placed directory, or starts a process, right after it: for a journal. With `keep`
+    the skeletons stay on disk when it is closed, for a later one to verify and use: removing a mount point takes the
+    kernel milliseconds, and a launch has a dozen.
     """
 
-    def __init__(self, *, isolated: bool = True, on_step: Callable[[str, str], None] | None = None) -> None:
+    def __init__(
+        self, *, isolated: bool = True, on_step: Callable[[str, str], None] | None = None, keep: bool = False
+    ) -> None:
         self._on_step = on_step
+        self._keep = keep
         self._skeletons: dict[str, Skeleton] = {}
         self._remote: Remote | None = None
         if isolated:
@@ -131,7 +136,10 @@ class Launcher:
             self._remote.close()
             self._remote = None
         for skeleton in self._skeletons.values():
-            skeleton.discard()
+            if self._keep:
+                skeleton.release()
+            else:
+                skeleton.discard()
         self._skeletons = {}
 
     def launch(

@@ -68,6 +68,18 @@ def contents(view: View) -> list[tuple[str, str, int | str]]:
     return list(found.values())
 
 
+def expected(view: View) -> dict[str, tuple[int, int, str]]:
+    """path -> (mode with type, uid, target) of everything in an untouched skeleton, `/` included."""
+    uid = 0 if view.user.root_on_disk else view.user.uid
+    listing = {"/": (stat.S_IFDIR | 0o755, uid, "")}
+    for path, kind, detail in contents(view):
+        if kind == "symlink":
+            listing[path] = (stat.S_IFLNK | 0o777, uid, str(detail))
+        else:
+            listing[path] = ((stat.S_IFDIR if kind == "directory" else stat.S_IFREG) | int(detail), uid, "")
+    return listing
+
+
 class Skeleton:
     """One workspace's root directory, for one launch at a time: `take`, `prepare`, `give_back`."""
 
@@ -75,7 +87,6 @@ class Skeleton:
         self.workspace = workspace
         self.path = f"{workspace}/root"
         self._fd = -1
-        self._made: dict[str, tuple[int, int, str]] = {}
         self._placed: list[tuple[str, str]] = []
         self.kept_beside: dict[str, str] = {}
         self._taken = False
@@ -98,15 +109,14 @@ class Skeleton:
         for operation in places:
             # First: what is missing may lie in the skeleton still, when a launcher has been killed.
             os.lstat(operation.source)
-        if not (self._fd >= 0 and self._made and self._listing() == self._made and self._fits(view)):
+        wanted = expected(view)
+        if self._fd < 0:
+            self._open_existing()
+        if self._fd < 0 or self._listing(len(wanted)) != wanted:
             self.discard()
-            self._remove_orphan()
             self._make(view)
         for operation in places:
             self._place(operation)
-
-    def _fits(self, view: View) -> bool:
-        return {path for path, _, _ in contents(view)} == set(self._made) - {"/"}
 
     def _make(self, view: View) -> None:
         os.mkdir(self.path, 0o755)
@@ -121,22 +131,22 @@ class Skeleton:
                 os.mkdir(relative, 0o700, dir_fd=self._fd)
                 os.chmod(relative, int(detail), dir_fd=self._fd)  # mkdir obeys the caller's umask
             else:
-                fd = os.open(relative, os.O_CREAT | os.O_EXCL | os.O_WRONLY, int(detail), dir_fd=self._fd)
+                fd = os.open(relative, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600, dir_fd=self._fd)
+                os.fchmod(fd, int(detail))
                 os.close(fd)
             if chown:
                 os.chown(relative, uid, gid, dir_fd=self._fd, follow_symlinks=False)
         os.fchmod(self._fd, 0o755)
         if chown:
             os.fchown(self._fd, uid, gid)
-        self._made = self._listing()
 
-    def _listing(self) -> dict[str, tuple[int, int, str]]:
-        """path -> (mode with type, uid, target); stops once it is longer than what was made."""
+    def _listing(self, limit: int) -> dict[str, tuple[int, int, str]]:
+        """path -> (mode with type, uid, target); stops once it is longer than `limit`."""
         listing: dict[str, tuple[int, int, str]] = {}
         for path, item in self._walk():
             target = os.readlink(path[1:], dir_fd=self._fd) if stat.S_ISLNK(item.st_mode) else ""
             listing[path] = (item.st_mode, item.st_uid, target)
-            if self._made and len(listing) > len(self._made):
+            if len(listing) > limit:
                 break
         return listing
 
@@ -256,20 +266,22 @@ class Skeleton:
         remove_tree(self.path)
         os.close(self._fd)
         self._fd = -1
-        self._made = {}
 
-    def _remove_orphan(self) -> None:
-        """What a dead launcher has left. Raises LaunchError when the launcher lives."""
+    def release(self) -> None:
+        """Leave the skeleton for a later launch, of this process or another, which verifies it."""
+        if self._fd >= 0 and not self._placed:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open_existing(self) -> None:
+        """Take over what another launch has left. Raises LaunchError when its launcher lives."""
         try:
             if stat.S_ISDIR(os.lstat(self.path).st_mode):
-                lock = _lock(self.path)
-                try:
-                    remove_tree(self.path)
-                finally:
-                    os.close(lock)
+                self._fd = _lock(self.path)
+            else:
+                remove_tree(self.path)
         except FileNotFoundError:
             return
-        remove_tree(self.path)
 
 
 def give_back_orphans(workspace: str, places: Mapping[str, str]) -> list[tuple[str, str]]:
