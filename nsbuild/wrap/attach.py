@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Facts(Value):
-    """What decides for one directory. `path` is its real path; ids are those of the file system."""
+    """What decides for one directory. `path` is its real path, `mount` the id of the mount it is on."""
 
     path: str
-    device: int
+    mount: int
     uid: int
     mode: int
     parent_uid: int
@@ -43,7 +43,7 @@ def read_facts(path: str, mounts: Iterable[str] | None = None) -> Facts:
     points = [point for point, _ in mount_points()] if mounts is None else list(mounts)
     return Facts(
         real,
-        info.st_dev,
+        mount_id(real),
         info.st_uid,
         stat.S_IMODE(info.st_mode),
         above.st_uid,
@@ -54,11 +54,21 @@ def read_facts(path: str, mounts: Iterable[str] | None = None) -> Facts:
     )
 
 
-def choose(facts: Facts, uid: int, *, device: int | None = None, wanted: str = "auto") -> Choice:
+def mount_id(path: str) -> int:
+    """Which mount of this process a path is on. Raises OSError."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as file:  # noqa: PTH123
+            return int(file.read().split(b"mnt_id:")[1].split()[0])
+    finally:
+        os.close(fd)
+
+
+def choose(facts: Facts, uid: int, *, mount: int | None = None, wanted: str = "auto") -> Choice:
     """Adopt where rename(2) can take the directory away and bring it back, else bind.
 
-    `device` is the file system of the workspace, when that is decided already. `wanted` `bind` is obeyed; for
-    `adopt` the caller looks at what is chosen.
+    `mount` is the workspace's, when that is decided already: rename(2) goes nowhere else. `wanted` `bind` is
+    obeyed; for `adopt` the caller looks at what is chosen.
     """
     if wanted == "bind":
         return Choice("bind", "it was asked for")
@@ -66,8 +76,8 @@ def choose(facts: Facts, uid: int, *, device: int | None = None, wanted: str = "
         return Choice("bind", f"{facts.path} is a mount point, which cannot be renamed")
     if facts.mounts_inside:
         return Choice("bind", f"something is mounted below {facts.path}")
-    if device is not None and facts.device != device:
-        return Choice("bind", f"{facts.path} is on another file system than the workspace")
+    if mount is not None and facts.mount != mount:
+        return Choice("bind", f"{facts.path} is on another file system, or mount of one, than the workspace")
     if not facts.parent_writable:
         return Choice("bind", f"{os.path.dirname(facts.path)} cannot be written, so nothing in it can be renamed")
     if uid != 0 and facts.parent_mode & stat.S_ISVTX and uid not in (facts.uid, facts.parent_uid):

@@ -126,6 +126,19 @@ def abandoned(directory: str) -> Iterator[tuple[str, int]]:
         yield path, fd
 
 
+def workspaces(directory: str) -> set[str]:
+    """Every workspace that a journal names: the caller's directories may be in it."""
+    named = set()
+    for name in os.listdir(directory):
+        try:
+            entry = read(f"{directory}/{name}")
+        except FileNotFoundError:
+            continue
+        if entry is not None:
+            named.add(entry.workspace)
+    return named
+
+
 def held(directory: str) -> Iterator[Entry]:
     """The journals of invocations that are under way."""
     for name in sorted(os.listdir(directory)):

@@ -1,0 +1,95 @@
+"""Workspaces that wait for the next launch, with a skeleton in them that is verified before it is used.
+
+Making and removing one costs more than the launch itself: see `nsbuild.sandbox.skeleton`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from nsbuild.tree.remove import remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+_FRESH = ("tmp", "var-tmp")
+
+
+class Workspace:
+    """A locked directory with an empty `tmp` and `var-tmp`, and perhaps a skeleton (`root`).
+
+    `lasting` ones are kept in a pool, others removed at the end.
+    """
+
+    def __init__(self, path: str, lock: int, lasting: bool) -> None:
+        self.path = path
+        self.lasting = lasting
+        self._lock = lock
+
+    def furnish(self, owner: tuple[int, int] | None) -> None:
+        """Remove what an interrupted launch has left; make the directories of this one."""
+        for name in os.listdir(self.path):
+            if name != "root":
+                remove_tree(f"{self.path}/{name}")
+        for name in _FRESH:
+            path = f"{self.path}/{name}"
+            os.mkdir(path)
+            os.chmod(path, 0o1777)
+            if owner is not None:
+                os.chown(path, *owner)
+
+    def leave(self) -> None:
+        """Nothing of the build stays but, in a lasting one, the skeleton."""
+        if self.lasting:
+            for name in os.listdir(self.path):
+                if name != "root":
+                    remove_tree(f"{self.path}/{name}")
+        else:
+            remove_tree(self.path)
+
+    def close(self) -> None:
+        """Give the lock up."""
+        os.close(self._lock)
+
+
+def take(pool: str, spoken_for: Container[str]) -> Workspace:
+    """A free workspace of the pool directory, a new one if need be. `spoken_for` are those that journals name.
+
+    Raises OSError.
+    """
+    os.makedirs(pool, 0o700, exist_ok=True)
+    number = 0
+    while True:
+        path = f"{pool}/{number}"
+        number += 1
+        if path in spoken_for:
+            continue
+        try:
+            lock = _lock(path)
+        except FileNotFoundError:
+            os.makedirs(path, 0o700, exist_ok=True)
+            lock = _lock(path)
+        if lock is not None:
+            return Workspace(path, lock, lasting=True)
+
+
+def make(path: str) -> Workspace:
+    """A workspace for one launch, outside of the pool. Raises OSError."""
+    os.mkdir(path, 0o700)
+    lock = _lock(path)
+    assert lock is not None
+    return Workspace(path, lock, lasting=False)
+
+
+def _lock(path: str) -> int | None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.lstat(path)):
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(fd)
+    return None
