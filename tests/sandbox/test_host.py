@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
-from support.processes import ROOT, private_mounts, read, tmpfs, write
+from support.processes import ROOT, eventually, private_mounts, read, refuse, tmpfs, write
 from support.rooms import ENV, Room
 
 from nsbuild.sandbox import Bind, Launcher, kernel
@@ -89,19 +90,27 @@ def test_no_mount_reaches_a_host_that_shares_its_mounts(mounter: Room) -> None:
     assert afterwards == known
 
 
-def test_no_later_mount_of_the_host_arrives(mounter: Room) -> None:
-    def mount_now(_: bytes) -> None:
-        open_to_all("/srv")
-        write("/srv/late", "")
-        write(f"{mounter.workspace}/root/app/go", "")
+@pytest.mark.parametrize("old", [False, True], ids=["mount_setattr", "remounts"])
+def test_no_later_mount_of_the_host_arrives(either: Room, old: bool) -> None:
+    live = f"{either.workspace}/root/app"
 
-    def action(launcher: Launcher) -> int:
-        waiting = "echo ready; for i in $(seq 200); do [ -e go ] && break; sleep 0.05; done"
-        script = f"{waiting}; [ -e go ] && [ ! -e /srv/late ]"
-        outcome = launcher.launch(mounter.view(), ["bash", "-c", script], env=ENV, cwd="/app", on_output=mount_now)
-        return outcome.exit_code
+    def before() -> None:
+        share_everything()
+        if os.fork() == 0:
+            # Somebody else on this host, who mounts while the command runs.
+            try:
+                if eventually(lambda: os.path.exists(f"{live}/ready")):
+                    open_to_all("/srv")
+                    write("/srv/late", "")
+                    write(f"{live}/go", "")
+            finally:
+                os._exit(0)
+        if old:
+            refuse(errno.ENOSYS, "mount_setattr")
 
-    assert mounter.run(action, before=share_everything) == 0
+    waiting = "touch ready; for i in $(seq 200); do [ -e go ] && break; sleep 0.05; done"
+    script = f"{waiting}; [ -e go ] && [ ! -e /srv/late ]"
+    assert either.launch(script, before=before).code == 0
 
 
 def test_a_host_without_app(simple: Room) -> None:

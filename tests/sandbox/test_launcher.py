@@ -218,6 +218,20 @@ def test_the_environment_of_another_app(own: Room, isolated: bool) -> None:
     assert said.split() == ["ran", "A=b", "PWD=/app"]
 
 
+def test_a_launchers_process_holds_none_of_the_callers_environment(ground: str) -> None:
+    room = Room(ground, "root-isolated" if os.geteuid() == 0 else "user-isolated")
+
+    def action(launcher: Launcher) -> bytes:
+        assert launcher._remote is not None
+        assert room.seen(launcher, "true").code == 0
+        return Path(f"/proc/{launcher._remote._pid}/environ").read_bytes()
+
+    def before() -> None:
+        os.environ["CONFIG_VAR"] = "s3cret"
+
+    assert {line.split(b"=")[0] for line in room.run(action, before=before).split(b"\0")} <= {b"", b"LD_LIBRARY_PATH"}
+
+
 def test_a_launcher_needs_no_current_directory(launched: Room) -> None:
     gone = f"{launched.base}/gone"
     os.mkdir(gone)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import write
-from support.rooms import ENV, Room
+from support.rooms import ENV, Output, Room
 
 from nsbuild.sandbox import Launcher, LaunchError, privileges
 
@@ -84,11 +84,12 @@ def test_interrupting_the_whole_group_reaches_the_command_exactly_once(room: Roo
 
 def test_an_interrupt_reaches_what_the_shell_waits_for(launched: Room) -> None:
     """As a terminal's would; a shell alone lets its child finish."""
-    child, output = launched.begin("echo ready; sleep 1000; echo after")
+    child, output = launched.begin("trap : INT; echo ready; sleep 1000; echo after; exit 6")
     output.wait_for(b"ready")
+    time.sleep(0.1)
     child.signal(signal.SIGINT)
-    output.rest()
-    assert child.result().exit_code == 130
+    assert output.rest().split() == [b"ready", b"after"]
+    assert child.result().exit_code == 6
 
 
 def test_a_signal_sent_while_the_view_is_being_made_is_not_lost(simple: Room) -> None:
@@ -130,9 +131,9 @@ def test_kill_9_of_the_launcher_leaves_no_process(room: Room) -> None:
 
 def test_kill_9_of_the_caller_gives_everything_back_through_its_launcher(ground: str) -> None:
     room = Room(ground, "root-isolated" if os.geteuid() == 0 else "user-isolated")
-    child, output = room.begin("echo kept >/app/f; echo ready; sleep 1000")
+    child, output = room.begin("echo kept >/app/f; echo ready; sleep 1000", before=os.setsid)
     output.wait_for(b"ready")
-    child.signal(signal.SIGKILL)
+    os.killpg(child.pid, signal.SIGKILL)  # the launcher's process is in none of the caller's groups
     output.rest()
     child.ended()
     deadline = time.monotonic() + 5
@@ -169,6 +170,7 @@ def test_a_launcher_that_dies_before_the_death_signal_is_set(ground: str) -> Non
     """A pipe tells what PR_SET_PDEATHSIG, set too late, does not."""
     room = Room(ground, "user")
     room.keeps_root = True
+    reader, writer = os.pipe()
 
     def before() -> None:
         real = privileges.die_with_parent
@@ -177,13 +179,19 @@ def test_a_launcher_that_dies_before_the_death_signal_is_set(ground: str) -> Non
             time.sleep(0.4)
             real()
 
+        def next_step() -> None:
+            os.write(writer, b"went on")
+
         privileges.die_with_parent = late
+        privileges.hide_command_line = next_step
 
     child, output = room.begin("echo ran; sleep 1000", before=before)
+    os.close(writer)
     time.sleep(0.2)
     child.signal(signal.SIGKILL)
     child.ended()
     assert output.rest() == b""
+    assert Output(reader).rest() == b""
 
 
 @pytest.mark.parametrize(
