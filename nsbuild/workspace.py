@@ -148,9 +148,13 @@ def user_cache() -> Path:
     """Where caches and workspaces are when nothing else is said. Raises Refused for a user without a home."""
     import platformdirs
 
-    path: Path = platformdirs.user_cache_path("nsbuild")
-    if not path.is_absolute():
-        raise Refused("There is no home directory for caches and workspaces.", "Set HOME or XDG_CACHE_HOME.")
+    nowhere = Refused("There is no home directory for caches and workspaces.", "Set HOME or XDG_CACHE_HOME.")
+    try:
+        path: Path = platformdirs.user_cache_path("nsbuild")
+    except RuntimeError:
+        raise nowhere from None
+    if not path.is_absolute():  # older versions of platformdirs
+        raise nowhere
     return path
 
 

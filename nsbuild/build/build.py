@@ -145,8 +145,8 @@ def _with_record(error: NsbuildError, record: Record) -> NsbuildError:
 
 def _source(source: str | Path) -> Path:
     path = Path(source)
-    if not path.exists():
-        raise UsageError(f"The source {source} does not exist.", "Give the directory of an app.")
+    if not str(source) or not path.exists():
+        raise UsageError(f"The source {source or '(no name)'} does not exist.", "Give the directory of an app.")
     if not path.is_dir():
         raise UsageError(f"The source {source} is not a directory.", "Unpack it, and give the directory.")
     return path.resolve()
@@ -238,12 +238,7 @@ class _Build:
         try:
             staged = copy_tree(str(self.source), app, skip=skip, owner=self.work.owner)
         except PermissionError as error:
-            if not str(error.filename).startswith(f"{self.source}/"):
-                raise
-            raise Refused(
-                f"{error.filename} of the source cannot be read: {error.strerror}.",
-                f"Make it readable for uid {os.geteuid()}, or take it out of the source.",
-            ) from error
+            raise _unreadable(error, self.source) from error
         os.chmod(app, os.stat(app).st_mode & 0o777 | 0o700)
         for left in staged.left_out:
             self.warn(f"{left.path} was left out: it is {left.reason}.")
@@ -265,7 +260,10 @@ class _Build:
             os.chown(directory, *self.work.owner)
         for number, (reference, origin) in enumerate(self.packs):
             path = f"/tmp/buildpacks/{number}"
-            pack = api.install(origin, reference, directory / str(number), path, self.work.owner)
+            try:
+                pack = api.install(origin, reference, directory / str(number), path, self.work.owner)
+            except PermissionError as error:
+                raise _unreadable(error, origin) from error
             self.buildpacks.append(pack)
             self.record.buildpacks.append(BuildpackRecord(reference, pack.digest))
         self._end("stage", "", began)
@@ -293,10 +291,10 @@ class _Build:
         outcome, printed, said = self._captured("detect", pack, api.detect(pack, self.layout))
         self._check_time("detect", pack, outcome)
         if outcome.exit_code != 0:
-            shown = (printed + said).decode("utf-8", "replace").strip()
+            shown = _line(printed + said)
             raise BuildError(
                 f"The buildpack {pack.reference} does not match this app"
-                f" (bin/detect {_ending(outcome)}{f', and said: {shown[:500]}' if shown else ''}).",
+                f" (bin/detect {_ending(outcome)}{f', and said: {shown}' if shown else ''}).",
                 "Leave it out, or mend the app.",
                 ExitCode.NO_BUILDPACK,
             )
@@ -374,7 +372,7 @@ class _Build:
             outcome, printed, said = self._captured("release", pack, api.release(pack, self.layout))
             self._check_time("release", pack, outcome)
             if outcome.exit_code != 0:
-                shown = said.decode("utf-8", "replace").strip()[:500]
+                shown = _line(said)
                 raise BuildError(
                     f"bin/release of {pack.reference} {_ending(outcome)}{f': {shown}' if shown else ''}.",
                     code=ExitCode.RELEASE_FAILED,
@@ -509,6 +507,20 @@ class _Bounded:
         self.data += data
         if len(self.data) > _OUTPUT_LIMIT:
             raise BuildError(f"{self.what} printed more than {_OUTPUT_LIMIT} bytes.", code=ExitCode.LIMIT)
+
+
+def _line(said: bytes) -> str:
+    return " ".join(said.decode("utf-8", "replace").split())[:500]
+
+
+def _unreadable(error: PermissionError, top: Path) -> Exception:
+    """What to do when it is a file of the user's that cannot be read."""
+    if not str(error.filename).startswith(f"{top}/"):
+        return error
+    return Refused(
+        f"{error.filename} cannot be read: {error.strerror}.",
+        f"Make it readable for uid {os.geteuid()}, or take it out of {top}.",
+    )
 
 
 def _ending(outcome: Outcome) -> str:

@@ -157,7 +157,9 @@ def prepare(app: str, output: Output, owner: tuple[int, int] | None) -> Prepared
                 copy_tree(app, beside, owner=owner, unlock=True)
             size = tree_size(beside)[0]
         return Prepared(output, beside, Slug(str(output.path), output.format, size, digest), lock)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(output.path)
         remove_tree(beside)
         if lock >= 0:
             os.close(lock)

@@ -33,8 +33,8 @@ class Buildpack:
 def open_reference(reference: str) -> Path:
     """The directory that a reference names. Raises UsageError when it is not a buildpack."""
     directory = Path(reference).expanduser()
-    if not directory.is_dir():
-        problem = "is not a directory" if directory.exists() else "does not exist"
+    if not reference or not directory.is_dir():
+        problem = "is not a directory" if reference and directory.exists() else "does not exist"
         raise UsageError(f"The buildpack {reference} {problem}.", "Give the directory that holds its bin/compile.")
     if not (directory / "bin" / "compile").is_file():
         raise UsageError(
