@@ -1,0 +1,182 @@
+"""Ctrl-C, SIGTERM, SIGHUP and SIGKILL in every phase: 130, nothing lost and nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.processes import eventually
+from support.sites import Result, Site, snapshot
+
+pytest_plugins = ["support.site_fixtures"]
+
+HANG = "touch /tmp/here; sleep 100"
+PHASES = ("stage", "detect", "compile", "report", "release", "slug")
+
+
+@pytest.fixture
+def built(site: Site) -> Site:
+    site.build(site.app(), site.buildpack('echo kept > "$2/kept"')).ok()
+    return site
+
+
+def state(site: Site) -> dict[str, tuple[object, ...]]:
+    trees = [site.out, site.path / "app", site.path / "pack", *site.caches()]
+    return {f"{top}:{name}": facts for top in trees for name, facts in snapshot(top).items()}
+
+
+def in_phase(site: Site, phase: str, *words: str) -> subprocess.Popen[bytes]:
+    """A build that is now in the middle of this phase, and would be for long."""
+    scripts = {phase: HANG} if phase in ("detect", "report", "release") else {}
+    compile_ = {"compile": HANG, "slug": 'head -c 60000000 /dev/urandom > "$1/large"'}.get(phase, "")
+    pack = site.buildpack(compile_, f"hanging-{phase}", **scripts)
+    if phase == "stage":
+        for number in range(2000):
+            (site.path / f"app/many-{number}").write_bytes(b"x")
+    output = site.path / "slug.tgz" if phase == "slug" else site.out
+    process = site.start(*site.words("app", pack, *words, output=output), "--report", "record.json")
+    if phase == "stage":
+        assert eventually(lambda: any(site.apps.glob(".workspaces/build-*/app/many-1*")), 20)
+    elif phase == "slug":
+        assert eventually(lambda: any(site.path.glob(".slug.tgz.nsbuild-*")), 20)
+    else:
+        site.appears("tmp/here")
+    return process
+
+
+def finish(process: subprocess.Popen[bytes], timeout: float = 30) -> Result:
+    out, err = process.communicate(timeout=timeout)
+    return Result(process.returncode, out, err.decode())
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_ctrl_c(built: Site, phase: str) -> None:
+    before = state(built)
+    process = in_phase(built, phase)
+    os.killpg(process.pid, signal.SIGINT)
+    result = finish(process).refused(130, "nterrupted")
+    if phase not in ("stage", "slug"):
+        assert f"bin/{phase}" in result.last
+        assert str(built.path / f"hanging-{phase}") in result.last
+    record = (built.path / "record.json").read_text()
+    assert '"exit_code": 130' in record
+    assert not (built.path / "slug.tgz").exists()
+    for path in (built.path / "app").glob("many-*"):
+        path.unlink()
+    after = state(built)
+    changed = [name for name, facts in before.items() if after.get(name) != facts and not name.endswith("app:.")]
+    assert not changed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_nsbuild_alone(built: Site, number: signal.Signals) -> None:
+    for phase in ("stage", "compile"):
+        process = in_phase(built, phase)
+        process.send_signal(number)
+        finish(process).refused(130, "nterrupted")
+
+
+def test_the_command_gets_the_signal_once_and_may_clean_up(site: Site) -> None:
+    pack = site.buildpack("trap 'echo caught' TERM; touch /tmp/here; for i in $(seq 20); do sleep 0.1; done")
+    process = site.start(*site.words(site.app(), pack))
+    site.appears("tmp/here")
+    process.send_signal(signal.SIGTERM)
+    result = finish(process).refused(130, "bin/compile")
+    assert result.out.count(b"caught") == 1
+    assert not site.out.exists()
+
+
+def test_a_command_that_ignores_the_signal_is_killed(site: Site) -> None:
+    """Ten seconds later: a supervisor's patience ends, too."""
+    pack = site.buildpack("trap '' INT TERM; touch /tmp/here; while :; do sleep 1; done")
+    process = site.start(*site.words(site.app(), pack))
+    site.appears("tmp/here")
+    process.send_signal(signal.SIGTERM)
+    finish(process, 20).refused(130, "nterrupted")
+
+
+def test_two_signals_at_once(built: Site) -> None:
+    for phase in ("stage", "compile"):
+        process = in_phase(built, phase)
+        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGINT)
+        finish(process).refused(130, "nterrupted")
+        assert not built.litter()
+
+
+def test_other_signals_are_passed_on_and_end_nothing(site: Site) -> None:
+    pack = site.buildpack("trap 'echo usr1; exit 0' USR1; touch /tmp/here; while :; do sleep 0.1; done")
+    process = site.start(*site.words(site.app(), pack))
+    site.appears("tmp/here")
+    process.send_signal(signal.SIGUSR1)
+    assert finish(process).ok().out == b"usr1\n"
+
+
+@pytest.mark.parametrize("phase", ["stage", "compile", "slug"])
+def test_kill_9(built: Site, phase: str) -> None:
+    """The workspace stays, for gc; everything else is as it was, and no process survives."""
+    before = state(built)
+    process = in_phase(built, phase)
+    process.kill()
+    process.communicate(timeout=20)
+    assert eventually(lambda: not built.processes()), built.processes()
+    (left,) = built.apps.glob(".workspaces/build-*")
+    for path in (built.path / "app").glob("many-*"):
+        path.unlink()
+    after = state(built)
+    assert not [name for name, facts in before.items() if after.get(name) != facts and not name.endswith("app:.")]
+    result = built.nsbuild("gc").ok()
+    assert result.text == f"removed {left}\n"
+    assert built.nsbuild("gc").ok().text == ""
+    for path in built.path.glob(".slug.tgz.nsbuild-*"):
+        path.unlink()  # the next build to the same output removes it: test_output.py
+    built.build("app", built.path / "pack").ok()
+    assert built.caches()[0].joinpath("kept").exists()
+
+
+def test_gc_leaves_running_builds_alone(site: Site) -> None:
+    process = in_phase_of(site)
+    assert site.nsbuild("gc").ok().text == ""
+    elsewhere = site.mkdir("elsewhere/build-20200101-000000-00000000/app/closed")
+    elsewhere.chmod(0)
+    other = site.mkdir("elsewhere/other")
+    result = site.nsbuild("gc", site.path / "elsewhere", site.apps / ".workspaces").ok()
+    assert result.text == f"removed {elsewhere.parents[1]}\n"
+    assert other.exists()
+    process.send_signal(signal.SIGTERM)
+    finish(process).refused(130)
+
+
+def in_phase_of(site: Site) -> subprocess.Popen[bytes]:
+    site.app()
+    return in_phase(site, "compile")
+
+
+def test_nohup(site: Site) -> None:
+    """A terminal that closes does not end a build that was told to stay."""
+    app = site.app()
+    for number in range(2000):
+        site.write(f"app/many-{number}", "x")
+
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = site.start(*site.words(app, site.buildpack()), prepare=ignore)
+    assert eventually(lambda: any(site.apps.glob(".workspaces/build-*/app/many-1*")), 20)
+    process.send_signal(signal.SIGHUP)
+    finish(process).ok()
+
+
+def test_running_a_slug_passes_signals_on(built: Site) -> None:
+    process = built.start("run", built.out, "--", "sh", "-c", "trap 'exit 3' TERM; touch /tmp/here; sleep 100 & wait")
+    built.appears("tmp/here")
+    process.send_signal(signal.SIGTERM)
+    assert finish(process).code == 3
+    process = built.start("run", built.out, "--", "sh", "-c", "touch /tmp/here; exec sleep 100")
+    built.appears("tmp/here")
+    os.killpg(process.pid, signal.SIGINT)
+    assert finish(process).code == 130
+    assert not Path(built.home / ".cache/nsbuild/apps/.workspaces").exists()
