@@ -7,7 +7,7 @@ from types import ModuleType
 
 from nsbuild.build.build import DEFAULT_STACK, BuildError, BuildOptions, build
 from nsbuild.build.events import Event
-from nsbuild.build.record import Phase, Record
+from nsbuild.record import Phase, Record
 
 __all__ = ["DEFAULT_STACK", "BuildError", "BuildOptions", "Event", "Phase", "Record", "build"]
 

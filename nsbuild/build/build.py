@@ -16,10 +16,10 @@ from nsbuild import buildpack as api
 from nsbuild.build import slug as slugs
 from nsbuild.build.cache import Cache, cache_key
 from nsbuild.build.events import Event, Monitor
-from nsbuild.build.record import BuildpackRecord, Phase, Record
 from nsbuild.build.sweep import sweep_home
 from nsbuild.errors import ExitCode, Interrupted, NsbuildError, Refused, UsageError
 from nsbuild.interrupts import ENDING, signals_held
+from nsbuild.record import BuildpackRecord, Phase, Record
 from nsbuild.refusals import Refusals
 from nsbuild.sandbox import (
     Bind,

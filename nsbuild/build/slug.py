@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nsbuild.build.record import Slug
 from nsbuild.errors import UsageError
+from nsbuild.record import Slug
 from nsbuild.tree import (
     break_hard_links,
     copy_tree,

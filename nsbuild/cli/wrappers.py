@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from nsbuild.sandbox.outcome import AfterCommandError, LaunchError
 from nsbuild.wrap import WrapOptions, compile_, exec_in_view, explain_view
@@ -42,9 +43,15 @@ OPTIONS = {
     "--timeout": ("TIME", "then TERM, 10 seconds later KILL, and status 124; 90s, 15m, 2h", ("compile", "exec")),
     "--workspace-dir": ("DIR", "where the private directory is made", ("compile", "exec")),
     "--user": ("USER", "as root: whom to run as, a name or UID:GID", ("compile", "exec")),
+    "--fallback": ("PATH", "never or direct: without a sandbox where the kernel refuses one", ("compile", "exec")),
+    "--report": ("FILE", "write the record, JSON", ("compile", "exec")),
     "--explain": ("", "print the view instead of running anything in it", ("exec",)),
     "--verbose": ("", "say on stderr how each directory was attached, and why", ("compile", "exec")),
 }
+
+
+# The first is the default.
+CHOICES = {"--attach": ("auto", "adopt", "bind"), "--network": ("host", "none"), "--fallback": ("never", "direct")}
 
 
 class Misused(Exception):
@@ -58,73 +65,117 @@ def main(command: str, words: Sequence[str]) -> int:
         return 0
     try:
         options, rest = _parse(command, words)
-        return _run(command, options, rest)
+        call = _Call(command, options, rest)
     except Misused as error:
         _say(f"{error} See nsbuild {command} --help.")
+        return _MISUSED
+    began = time.monotonic()
+    result, problem, code = None, "", _MISUSED
+    try:
+        if call.explain:
+            print(explain_view(call.build_dir, os.environ, call.options))
+            return 0
+        result = call.run()
+        code = result.outcome.exit_code
+    except AfterCommandError as error:
+        problem = f"{error} (the command had ended with {error.outcome.exit_code}). Run nsbuild recover."
+        code = _AFTER_COMMAND
     except LaunchError as error:
         from nsbuild.sandbox.probe import explain
 
-        _say(str(explain(error)))
-    except AfterCommandError as error:
-        _say(f"{error} (the command had ended with {error.outcome.exit_code}). Run nsbuild recover.")
-        return _AFTER_COMMAND
+        problem = str(explain(error))
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _say(f"{place}{error.strerror or error}.")
+        problem = f"{place}{error.strerror or error}."
     except KeyboardInterrupt:
-        return 130
+        problem, code = "Interrupted.", 130
     except Exception as error:
         from nsbuild.errors import NsbuildError
 
         if not isinstance(error, NsbuildError):
             raise
-        _say(str(error))
-    return _MISUSED
+        problem = str(error)
+    if problem:
+        _say(problem)
+    if result is not None:
+        _tell(result, call.program, call.verbose)
+    if call.report:
+        return _report(call, result, problem, code, time.monotonic() - began)
+    return code
 
 
-def _run(command: str, options: dict[str, list[str]], rest: list[str]) -> int:
-    def one(name: str, default: str = "") -> str:
-        return options.get(name, [default])[-1]
+class _Call:
+    """One call of `nsbuild.wrap`, made of the words of the command line. Raises Misused."""
 
-    for name, allowed in (("--attach", ("auto", "adopt", "bind")), ("--network", ("host", "none"))):
-        if one(name, allowed[0]) not in allowed:
-            raise Misused(f"{name} {one(name)!r} is none of {', '.join(allowed)}.")
-    chosen = WrapOptions(
-        run_path=one("--run-path", "/app"),
-        attach=one("--attach", "auto"),
-        network=one("--network", "host"),
-        user_namespaces="--no-userns" not in options,
-        binds=tuple(_bind(text) for text in options.get("--bind", ())),
-        exports=tuple(options.get("--with-export", ())),
-        tmp=one("--tmp"),
-        export_to=one("--export-to"),
-        timeout=_seconds(one("--timeout")) if "--timeout" in options else None,
-        workspace_dir=one("--workspace-dir"),
-        user=one("--user"),
-    )
-    if command == "compile":
-        if not 3 <= len(rest) <= 4:
-            raise Misused(f"It takes three or four directories, not {len(rest)}.")
-        env_dir = rest[3] if len(rest) == 4 else ""
-        result = compile_(rest[0], rest[1], rest[2], env_dir, os.environ, chosen)
-        ran = f"{rest[0]}/bin/compile"
-    else:
-        if "--build-dir" not in options:
+    def __init__(self, command: str, options: dict[str, list[str]], rest: list[str]) -> None:
+        def one(name: str, default: str = "") -> str:
+            return options.get(name, [default])[-1]
+
+        for name, allowed in CHOICES.items():
+            if one(name, allowed[0]) not in allowed:
+                raise Misused(f"{name} {one(name)!r} is none of {', '.join(allowed)}.")
+        self.options = WrapOptions(
+            run_path=one("--run-path", "/app"),
+            attach=one("--attach", "auto"),
+            fallback=one("--fallback", "never"),
+            network=one("--network", "host"),
+            user_namespaces="--no-userns" not in options,
+            binds=tuple(_bind(text) for text in options.get("--bind", ())),
+            exports=tuple(options.get("--with-export", ())),
+            tmp=one("--tmp"),
+            export_to=one("--export-to"),
+            timeout=_seconds(one("--timeout")) if "--timeout" in options else None,
+            workspace_dir=one("--workspace-dir"),
+            user=one("--user"),
+        )
+        self.command = command
+        self.explain = "--explain" in options
+        self.verbose = "--verbose" in options
+        self.report = one("--report")
+        self.buildpack, self.argv, self.directories = "", rest, ["", ""]
+        if command == "compile":
+            if not 3 <= len(rest) <= 4:
+                raise Misused(f"It takes three or four directories, not {len(rest)}.")
+            self.buildpack, self.build_dir, *self.directories = (*rest, "") if len(rest) == 3 else rest
+            self.program = f"{self.buildpack}/bin/compile"
+            return
+        self.build_dir = one("--build-dir")
+        if not self.build_dir:
             raise Misused("--build-dir is missing.")
-        if "--explain" in options:
-            print(explain_view(one("--build-dir"), os.environ, chosen))
-            return 0
-        if not rest:
+        if not rest and not self.explain:
             raise Misused("There is no command; put it after --.")
-        result = exec_in_view(one("--build-dir"), rest, os.environ, chosen)
-        ran = rest[0]
-    _tell(result, ran, "--verbose" in options)
-    return result.outcome.exit_code
+        self.program = rest[0] if rest else ""
+
+    def run(self) -> WrapResult:
+        if self.buildpack:
+            cache_dir, env_dir = self.directories
+            return compile_(self.buildpack, self.build_dir, cache_dir, env_dir, os.environ, self.options, _say)
+        return exec_in_view(self.build_dir, self.argv, os.environ, self.options, _say)
+
+
+def _report(call: _Call, result: WrapResult | None, problem: str, code: int, seconds: float) -> int:
+    from nsbuild.tree import write_atomic
+    from nsbuild.wrap.report import make_record
+
+    record = make_record(
+        call.command,
+        call.buildpack,
+        call.build_dir,
+        call.options,
+        result,
+        error=problem,
+        exit_code=code,
+        seconds=seconds,
+    )
+    try:
+        write_atomic(call.report, record.to_json().encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        _say(f"The record cannot be written to {call.report}: {error.strerror}.")
+        return _AFTER_COMMAND if result is not None else code
+    return code
 
 
 def _tell(result: WrapResult, ran: str, verbose: bool) -> None:
-    for note in result.notes:
-        _say(f"recovered from an interrupted launch: {note}.")
     if verbose:
         for path, choice in result.attached.items():
             _say(f"{path}: {choice.how}, since {choice.why}.")

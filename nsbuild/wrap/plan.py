@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 class WrapOptions(Value):
     """What `compile` and `exec` have in common. `binds` are (host path, path in the view); `timeout` is in seconds.
 
-    `attach` is `auto`, `adopt` or `bind`; `exports` are files to source before the command; `tmp` a directory that
-    stays `/tmp` over a chain of calls; `export_to` gets the `export` of a read-only buildpack.
+    `attach` is `auto`, `adopt` or `bind`; `fallback` is `never` or `direct`; `exports` are files to source before
+    the command; `tmp` is a directory that stays `/tmp` over a chain of calls; `export_to` gets the `export` of a
+    read-only buildpack.
     """
 
     run_path: str = "/app"
     attach: str = "auto"
+    fallback: str = "never"
     network: str = "host"
     user_namespaces: bool = True
     binds: tuple[tuple[str, str], ...] = ()

@@ -6,10 +6,11 @@ import fcntl
 import os
 import zlib
 
+from nsbuild.buildpack.exports import with_exports
 from nsbuild.sandbox.init import FORWARDED
 from nsbuild.sandbox.launcher import Launcher
 from nsbuild.sandbox.mounts import mount_points
-from nsbuild.sandbox.outcome import AfterCommandError
+from nsbuild.sandbox.outcome import AfterCommandError, LaunchError
 from nsbuild.sandbox.value import Value
 from nsbuild.sandbox.view import Bind
 from nsbuild.wrap import attach, journal, pool, recovery
@@ -18,7 +19,7 @@ from nsbuild.wrap.plan import Plan, Request, WrapOptions, make_plan, refused, us
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from nsbuild.sandbox.outcome import Outcome
 else:
@@ -26,31 +27,48 @@ else:
 
 
 class WrapResult(Value):
-    """`outcome` of the launch; `attached` tells per host path how it got into the view, and why."""
+    """`outcome` of the launch; `attached` tells per host path how it got into the view, and why.
+
+    `path` is `namespace` or `direct`, and `path_reason` why.
+    """
 
     outcome: Outcome
     attached: Mapping[str, attach.Choice]
-    notes: tuple[str, ...] = ()
+    path: str = "namespace"
+    path_reason: str = "the default"
 
 
 def compile_(
-    buildpack: str, build_dir: str, cache_dir: str, env_dir: str, environ: Mapping[str, str], options: WrapOptions
+    buildpack: str,
+    build_dir: str,
+    cache_dir: str,
+    env_dir: str,
+    environ: Mapping[str, str],
+    options: WrapOptions,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> WrapResult:
     """Run `BUILDPACK/bin/compile` with BUILD_DIR at the run path; `env_dir` may be empty.
 
-    stdin, stdout, stderr, status and signals are the command's. BUILD_DIR and CACHE_DIR end where they were. Raises
-    NsbuildError, LaunchError or OSError when nothing of the buildpack has run, AfterCommandError when something
-    failed after it had.
+    stdin, stdout, stderr, status and signals are the command's. BUILD_DIR and CACHE_DIR end where they were. With
+    `options.fallback` `direct` a launch that the kernel refuses is done without a sandbox, after `say` was told so.
+    Raises NsbuildError, LaunchError or OSError when nothing of the buildpack has run, AfterCommandError when
+    something failed after it had.
     """
     pack = _directory(buildpack, "The buildpack")
     if not os.path.isfile(f"{pack}/bin/compile"):
         raise usage(f"{buildpack} is not a buildpack: it has no bin/compile.")
-    return _wrap(Request(pack, build_dir, cache_dir, env_dir, ()), environ, options)
+    return _wrap(Request(pack, build_dir, cache_dir, env_dir, ()), environ, options, say)
 
 
-def exec_in_view(build_dir: str, argv: Sequence[str], environ: Mapping[str, str], options: WrapOptions) -> WrapResult:
+def exec_in_view(
+    build_dir: str,
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    options: WrapOptions,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> WrapResult:
     """Run `argv` with BUILD_DIR at the run path; otherwise as `compile_`."""
-    return _wrap(Request("", build_dir, "", "", tuple(argv)), environ, options)
+    return _wrap(Request("", build_dir, "", "", tuple(argv)), environ, options, say)
 
 
 def explain_view(build_dir: str, environ: Mapping[str, str], options: WrapOptions) -> str:
@@ -60,9 +78,12 @@ def explain_view(build_dir: str, environ: Mapping[str, str], options: WrapOption
     return make_plan(request, environ, options, build, "/WORKSPACE", build.mount).view.explain()
 
 
-def _wrap(request: Request, environ: Mapping[str, str], options: WrapOptions) -> WrapResult:
+def _wrap(
+    request: Request, environ: Mapping[str, str], options: WrapOptions, say: Callable[[str], None]
+) -> WrapResult:
     state = journal.state_directory()
-    notes = recovery.recover_all(state)
+    for sentence in recovery.recover_all(state):
+        say(f"recovered from an interrupted launch: {sentence}.")
     lock = _lock(request.build_dir, state)
     # A signal in the middle of this would leave the caller's directories in the workspace: it waits, and is the
     # command's once there is one.
@@ -74,13 +95,38 @@ def _wrap(request: Request, environ: Mapping[str, str], options: WrapOptions) ->
         workspace = _workspace(request, build, options, state)
         try:
             plan = make_plan(request, environ, options, build, workspace.path, attach.mount_id(workspace.path))
-            outcome = _run(plan, workspace, state, options)
+            return WrapResult(_run(plan, workspace, state, options), plan.attached)
+        except LaunchError as error:
+            if options.fallback != "direct":
+                raise
+            return _fall_back(request, environ, options, error, say)
         finally:
             workspace.close()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(lock)
-    return WrapResult(outcome, plan.attached, tuple(notes))
+
+
+def _fall_back(
+    request: Request,
+    environ: Mapping[str, str],
+    options: WrapOptions,
+    refusal: LaunchError,
+    say: Callable[[str], None],
+) -> WrapResult:
+    """As the builder does it today. Nothing of the command has run: that is what a LaunchError says."""
+    from nsbuild.sandbox.probe import explain
+    from nsbuild.wrap.direct import run_directly
+
+    reason = explain(refusal).sentence
+    say(f"running directly, without a sandbox: {reason}")
+    argv = request.argv
+    if request.buildpack:
+        directories = [request.build_dir, request.cache_dir, *([request.env_dir] if request.env_dir else [])]
+        argv = (f"{request.buildpack}/bin/compile", *directories)
+    exports = [path for path in options.exports if os.path.isfile(path)]
+    outcome = run_directly(with_exports(exports, argv), environ, options.timeout)
+    return WrapResult(outcome, {}, path="direct", path_reason=reason)
 
 
 def _workspace(request: Request, build: attach.Facts, options: WrapOptions, state: str) -> pool.Workspace:

@@ -54,7 +54,8 @@ class Record:
 
     `layout` is a name of `nsbuild.sandbox.Layout`, `path` is `namespace` or `direct` and `path_reason` why it
     was. `result` is `succeeded`, or the error's sentence, and `exit_code` what `nsbuild build` exits with.
-    `sweep` tells what was done about files left in HOME; `warnings` is for people.
+    `attached` tells how `compile` and `exec` got each directory into the view, and why; `limits` what bounded them,
+    and by which means. `sweep` tells what was done about files left in HOME; `warnings` is for people.
     """
 
     id: str
@@ -70,6 +71,8 @@ class Record:
     started: str = ""
     seconds: float = 0.0
     uid: int = 0
+    attached: dict[str, str] = field(default_factory=dict)
+    limits: list[str] = field(default_factory=list)
     cache_hit: bool = False
     buildpacks: list[BuildpackRecord] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)

@@ -1,0 +1,60 @@
+"""The direct path: a buildpack run as the builder runs it today, without a sandbox."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from nsbuild.sandbox.init import FORWARDED
+from nsbuild.sandbox.outcome import Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Mapping, Sequence
+else:
+    import _signal as signal
+
+_GRACE = 10.0
+
+
+def run_directly(argv: Sequence[str], environ: Mapping[str, str], timeout: float | None) -> Outcome:
+    """Run `argv` with the caller's own environment, stdio and working directory, and wait for it.
+
+    Signals that another process sends are passed on; those of a terminal reach the command by themselves. Raises
+    OSError when it cannot be started.
+    """
+    watched = {*FORWARDED, signal.SIGCHLD}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    try:
+        began = time.monotonic()
+        pid = os.posix_spawnp(argv[0], list(argv), environ, setsigmask=(), setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
+        deadline = None if timeout is None else began + timeout
+        next_signal, timed_out = signal.SIGTERM, False
+        forwarded: list[int] = []
+        while True:
+            ended, status, usage = os.wait4(pid, os.WNOHANG)
+            if ended:
+                break
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            info = signal.sigwaitinfo(watched) if left is None else signal.sigtimedwait(watched, left)
+            if info is None:
+                os.kill(pid, next_signal)
+                next_signal, timed_out = signal.SIGKILL, True
+                deadline = time.monotonic() + _GRACE
+            elif info.si_signo != signal.SIGCHLD and info.si_code <= 0:
+                forwarded.append(info.si_signo)
+                os.kill(pid, info.si_signo)
+        code = os.waitstatus_to_exitcode(status)
+        return Outcome(
+            code if code >= 0 else None,
+            -code if code < 0 else None,
+            timed_out=timed_out,
+            forwarded=tuple(forwarded),
+            timings={"run": time.monotonic() - began},
+            max_rss_kib=usage.ru_maxrss,
+            user_seconds=usage.ru_utime,
+            system_seconds=usage.ru_stime,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
