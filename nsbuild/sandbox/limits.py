@@ -45,7 +45,8 @@ class Limits(Value):
 class Facts(Value):
     """What can hold a launch to its limits here.
 
-    `place` is the cgroup in which one for the launch can be made; empty when there is none, and `refusal` says why.
+    `place` is the cgroup in which one for the launch can be made; empty when there is none, and `refusal` says why
+    (or why a better one was passed over).
     `move`: our own processes are in it and have to go into a leaf first. `controllers` can be used there, `on_v1`
     are in the hands of cgroup v1. `nproc_by_namespace`: RLIMIT_NPROC counts the processes of one user namespace.
     """
@@ -205,14 +206,14 @@ def read_facts(proc: str = "/proc") -> Facts:
     if where is None:
         return facts.replace(refusal=f"our cgroup {own} is not below a mounted cgroup2 filesystem")
     top, directory = where
-    refusal = ""
+    refusals: list[str] = []
     for place, move in _candidates(top, directory):
         refusal = _refusal(top, place, move)
         if not refusal:
-            return facts.replace(
-                place=place, move=move, controllers=tuple(_read(f"{place}/cgroup.controllers").split())
-            )
-    return facts.replace(refusal=refusal)
+            given = tuple(_read(f"{place}/cgroup.controllers").split())
+            return facts.replace(place=place, move=move, controllers=given, refusal="".join(refusals))
+        refusals.append(refusal)
+    return facts.replace(refusal=refusals[-1])
 
 
 def _mounted(own: str, mountinfo: str) -> tuple[str, str] | None:
@@ -237,9 +238,10 @@ def _is_real_root(directory: str) -> bool:
 def _candidates(top: str, directory: str) -> list[tuple[str, bool]]:
     """(where a cgroup could be made, whether we have to leave it first), the better one first."""
     here = (directory, not _is_real_root(directory))
-    if directory == top or directory.endswith(_UNITS):
-        return [here]  # above a unit is systemd's own
-    return [(os.path.dirname(directory), False), here]
+    above = os.path.dirname(directory)
+    if directory == top or directory.endswith(_UNITS) or _is_real_root(above):
+        return [here]  # above a unit is systemd's own, and the root is nobody's to give
+    return [(above, False), here]
 
 
 def _refusal(top: str, place: str, move: bool) -> str:
