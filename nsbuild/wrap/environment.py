@@ -7,6 +7,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
+OWN = ("/tmp", "/var/tmp")
+"""Every view has these of its own, unless something below them is shown."""
+
+
 def map_environment(
     environ: Mapping[str, str], paths: Mapping[str, str], home: str, visible: Iterable[str]
 ) -> dict[str, str]:
@@ -17,9 +21,15 @@ def map_environment(
     longest_first = sorted(paths.items(), key=lambda pair: -len(pair[0]))
     mapped = {name: map_path(value, longest_first) for name, value in environ.items()}
     mapped["HOME"] = home
-    if "TMPDIR" in mapped and not any(below(mapped["TMPDIR"], shown) for shown in visible):
+    if "TMPDIR" in mapped and not seen(mapped["TMPDIR"], visible):
         del mapped["TMPDIR"]
     return mapped
+
+
+def seen(path: str, visible: Iterable[str]) -> bool:
+    """Whether the view shows a path of the caller's: not what lies in a /tmp or /var/tmp of its own."""
+    around = max((shown for shown in visible if below(path, shown)), key=len, default="")
+    return around != "" and (around not in OWN or path == around)
 
 
 def map_path(value: str, paths: Iterable[tuple[str, str]]) -> str:

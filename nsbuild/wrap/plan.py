@@ -221,9 +221,7 @@ def _working_directory(paths: Mapping[str, str], shown: Sequence[str], default: 
     mapped = environment.map_path(here, sorted(paths.items(), key=lambda pair: -len(pair[0])))
     if mapped != here:
         return mapped
-    # /tmp is the view's own: the caller's is not in it.
-    visible = any(environment.below(here, path) for path in shown if path not in ("/tmp", "/var/tmp"))
-    return here if visible else default
+    return here if environment.seen(here, shown) and here not in environment.OWN else default
 
 
 def usage(sentence: str, fix: str = "") -> NsbuildError:
