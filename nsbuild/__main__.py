@@ -19,7 +19,17 @@ def restore_environment(environ: MutableMapping[bytes, bytes]) -> None:
         environ[name.removeprefix(PREFIX)] = environ.pop(name)
 
 
+def open_standard_streams() -> None:
+    """A closed one would become the next file that is opened, and the buildpack's output would go there."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 if __name__ == "__main__":
+    open_standard_streams()
     restore_environment(os.environb)
 
     from nsbuild.cli import main
