@@ -10,7 +10,7 @@ import marshal
 import os
 
 from nsbuild.sandbox import kernel, privileges
-from nsbuild.sandbox.mounts import read_only_tree
+from nsbuild.sandbox.mounts import mount_key, read_only_tree
 from nsbuild.sandbox.skeleton import Skeleton
 from nsbuild.sandbox.view import Bind, Overlay, View
 
@@ -69,8 +69,8 @@ def _take_mounts(view: View, skeleton: Skeleton) -> dict[str, int]:
             swapped += [fd] if operation.root_on_disk else []
     # Afterwards: where mount_setattr is missing, what these are taken from becomes read-only here.
     for operation in view.operations:
-        if isinstance(operation, Bind) and operation.source not in mounts:
-            mounts[operation.source] = read_only_tree(operation.source)
+        if isinstance(operation, Bind) and not operation.writable and mount_key(operation) not in mounts:
+            mounts[mount_key(operation)] = read_only_tree(operation.source)
     if swapped:
         swap = _swapping_namespace(view.user.uid, view.user.gid)
         for fd in swapped:

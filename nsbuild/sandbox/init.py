@@ -54,7 +54,7 @@ class Command(Value):
 class Descriptors(Value):
     """What the child was given: stdio of the command, the status pipe, the pipe by which the launcher says go.
 
-    `mounts` are detached mounts that a privileged launcher took, by source path; the skeleton's is `root`.
+    `mounts` are detached mounts that a privileged launcher took, by `mount_key`; the skeleton's is `root`.
     """
 
     stdin: int

@@ -45,6 +45,11 @@ class Step:
     name = "start"
 
 
+def mount_key(bind: Bind) -> str:
+    """Under which a mount of it is handed over: one source may be seen both writable and read-only."""
+    return bind.source if bind.writable else f"read-only {bind.source}"
+
+
 class HostVisible(RuntimeError):
     """The new root is not what it should be: never run anything then."""
 
@@ -52,7 +57,7 @@ class HostVisible(RuntimeError):
 def see(view: View, skeleton: str, given: Mapping[str, int], step: Step) -> None:
     """Make `/` what the view says, and leave the host's root behind.
 
-    `given` holds detached mounts by source path; the skeleton's, if any, is `root`. Raises KernelError or OSError;
+    `given` holds detached mounts by `mount_key`; the skeleton's, if any, is `root`. Raises KernelError or OSError;
     `step` then tells where.
     """
     step.name = "open the workspace"
@@ -189,6 +194,7 @@ class _Executor:
         self.root = root
         self.files = files
         self.mounts = mounts
+        self._attached: set[str] = set()
 
     def execute(self, operation: Operation) -> None:
         if isinstance(operation, Directory | Symlink | Place):
@@ -202,8 +208,7 @@ class _Executor:
     def _mount(self, operation: Operation, target: int) -> None:
         path = operation.path
         if isinstance(operation, Bind):
-            given = self.mounts.get(operation.source)
-            fd = self._tree(operation.source) if given is None else os.dup(given)
+            fd = self._bound(operation)
         elif isinstance(operation, Proc):
             fd = self._proc()
         elif isinstance(operation, Tmpfs):
@@ -222,6 +227,18 @@ class _Executor:
         if isinstance(operation, File):
             self._close_to_changes(fd)
         os.close(fd)
+
+    def _bound(self, bind: Bind) -> int:
+        key = mount_key(bind)
+        given = self.mounts.get(key)
+        if given is None:
+            return self._tree(bind.source)
+        if key not in self._attached:
+            self._attached.add(key)
+            return os.dup(given)
+        # Attaching a mount a second time would move it away from the first place.
+        flags = kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC | kernel.AT_RECURSIVE | kernel.AT_EMPTY_PATH
+        return kernel.open_tree(given, "", flags)
 
     def _tree(self, source: str) -> int:
         # Recursive: a plain bind of a tree with submounts is EINVAL, it would uncover what they hide.

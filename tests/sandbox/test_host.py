@@ -60,6 +60,22 @@ def test_a_bind_is_read_only_unless_asked_with_its_submounts(either: Room) -> No
     assert sorted(os.listdir(target)) == ["sub", "x"]
 
 
+def test_one_source_bound_read_only_and_writable(room: Room) -> None:
+    source = room.host("source")
+    os.mkdir(source)
+    room.own(source)
+    script = "touch /mnt/closed/x; touch /mnt/open/y; touch /mnt/again/z; ls /mnt/closed; ls /mnt/shut"
+    binds = [
+        Bind("/mnt/closed", source),
+        Bind("/mnt/open", source, writable=True, root_on_disk=room.root_on_disk),
+        Bind("/mnt/again", source, writable=True, root_on_disk=room.root_on_disk),
+        Bind("/mnt/shut", source),
+    ]
+    seen = room.launch(script, binds=binds)
+    assert seen.text.splitlines()[1:] == ["y", "z", "y", "z"]
+    assert "Read-only file system" in seen.text
+
+
 @pytest.fixture
 def mounter(ground: str) -> Room:
     """A room whose launcher may mount on its own idea of the host."""

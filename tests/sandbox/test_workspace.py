@@ -88,7 +88,7 @@ HOSTILE: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "home is somewhere else": ("mv /home /elsewhere; mkdir -m 777 /home", {}),
     "home has things": ("mkdir -p /home/a/b; echo x >/root/.profile; echo x >/run/x", {}),
     "bin is another": ("rm -f /bin || mv /bin /old; mkdir /tmp/evil; ln -s /tmp/evil /bin; rm -f /sbin", {}),
-    "etc cannot be": ("mv /etc /old; rm -rf /usr /etc", {}),
+    "etc cannot be": ("mv /etc /old; rmdir /usr; rm -rf /etc/ssl", {}),
     "junk": ("mkdir /junk; for i in $(seq 300); do mkdir -p /junk/$i/a; done; chmod -R 000 /junk", {}),
     "a deep closed tree": (
         "d=/deep; for i in $(seq 60); do d=$d/$(printf %0200d 0); mkdir $d; cd $d; d=.; done; chmod 0 /deep",
