@@ -1,7 +1,15 @@
 """What `scripts/nsbuild` starts: gives the caller's environment back, then runs the command line."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import MutableMapping
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping, Sequence
+    from importlib.machinery import ModuleSpec
+    from typing import NoReturn
 
 # Agreed with scripts/nsbuild, reasons in docs/decisions/entry-point.md
 PREFIX = b"NSBUILD_CALLER_"
@@ -28,10 +36,39 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
-if __name__ == "__main__":
+class _Site:
+    """The last finder: what is not where nsbuild is, `site` may know. The wrapper starts Python without it."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        sys.meta_path.remove(self)
+        if path is not None:
+            return None
+        import site
+        from importlib.machinery import PathFinder
+
+        site.main()
+        return PathFinder.find_spec(name)
+
+
+def start() -> NoReturn:
+    """Run the command line and end the process."""
     open_standard_streams()
     restore_environment(os.environb)
+    if sys.flags.no_site:
+        sys.meta_path.append(_Site())
 
     from nsbuild.cli import main
 
-    raise SystemExit(main())
+    code = main()
+    # The interpreter's own way out takes its modules apart one by one, and a builder waits for it.
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            code = code or 128 + 13
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    start()

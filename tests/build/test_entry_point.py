@@ -116,7 +116,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "scripts").mkdir()
     (root / "nsbuild").mkdir()
     shutil.copy(WRAPPER, root / "scripts")
-    shutil.copy(CHECKOUT / "LICENSE", root)
+    for name in ("LICENSE", "README.md"):
+        shutil.copy(CHECKOUT / name, root)
     for name in ("__init__.py", "__main__.py"):
         shutil.copy(CHECKOUT / "nsbuild" / name, root / "nsbuild")
     (root / "nsbuild/cli.py").write_text(STUB)
