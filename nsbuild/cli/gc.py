@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from nsbuild.workspace import collect_orphans, user_cache
+from nsbuild.wrap import journal, pool, recovery
 
 
 @click.command()
 @click.argument("directories", nargs=-1, metavar="[WORKSPACE_DIR]...")
 def gc(directories: tuple[str, ...]) -> int:
-    """Remove the workspaces that killed builds have left. Those of running builds are not touched."""
+    """Remove the workspaces that killed builds have left, and those that `compile` and `exec` keep for the next.
+
+    What belongs to a running build is not touched; what a killed `compile` had adopted is given back first.
+    """
     for directory in [Path(name) for name in directories] or [user_cache() / "apps" / ".workspaces"]:
         for removed in collect_orphans(directory):
+            click.echo(f"removed {removed}")
+    if not directories:
+        state = journal.state_directory()
+        for sentence in recovery.recover_all(state):
+            click.echo(sentence)
+        for removed in pool.clear(f"{os.path.dirname(state)}/workspaces", journal.workspaces(state)):
             click.echo(f"removed {removed}")
     return 0

@@ -93,3 +93,24 @@ def _lock(path: str) -> int | None:
         pass
     os.close(fd)
     return None
+
+
+def clear(pools: str, spoken_for: Container[str]) -> list[str]:
+    """Remove every workspace below `pools` that no launch holds and no journal names; returns their paths.
+
+    Raises OSError.
+    """
+    removed = []
+    for shape in sorted(os.listdir(pools)) if os.path.isdir(pools) else []:
+        for number in sorted(os.listdir(f"{pools}/{shape}")):
+            path = f"{pools}/{shape}/{number}"
+            lock = None if path in spoken_for else _lock(path)
+            if lock is not None:
+                remove_tree(path)
+                os.close(lock)
+                removed.append(path)
+        try:
+            os.rmdir(f"{pools}/{shape}")
+        except OSError:
+            continue  # not empty: in use
+    return removed
