@@ -45,6 +45,7 @@ OPTIONS = {
     "--user": ("USER", "as root: whom to run as, a name or UID:GID", ("compile", "exec")),
     "--fallback": ("PATH", "never or direct: without a sandbox where the kernel refuses one", ("compile", "exec")),
     "--report": ("FILE", "write the record, JSON", ("compile", "exec")),
+    "--tty": ("", "give it a terminal of its own, relayed to yours: for a shell", ("exec",)),
     "--explain": ("", "print the view instead of running anything in it", ("exec",)),
     "--verbose": ("", "say on stderr how each directory was attached, and why", ("compile", "exec")),
 }
@@ -127,6 +128,7 @@ class _Call:
             timeout=_seconds(one("--timeout")) if "--timeout" in options else None,
             workspace_dir=one("--workspace-dir"),
             user=one("--user"),
+            tty="--tty" in options,
         )
         self.command = command
         self.explain = "--explain" in options

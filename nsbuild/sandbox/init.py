@@ -40,7 +40,8 @@ _TO_THE_GROUP = (signal.SIGINT, signal.SIGQUIT)
 class Command(Value):
     """What pid 1 runs. `env` and `argv` are bytes, as the kernel takes them; `filter` is the seccomp program.
 
-    `rlimits` are (resource, value) for the command, `cgroup` is the directory of the one it is to be in.
+    `rlimits` are (resource, value) for the command, `cgroup` is the directory of the one it is to be in. With `tty`
+    its stdin and stdout are a socket, over which the launcher gets the master of a new pty (`terminal.py`).
     """
 
     argv: tuple[bytes, ...]
@@ -49,6 +50,7 @@ class Command(Value):
     filter: bytes
     rlimits: tuple[tuple[int, int], ...] = ()
     cgroup: str = ""
+    tty: bool = False
 
 
 class Descriptors(Value):
@@ -90,6 +92,11 @@ def run(
             os._exit(125)  # the launcher died before it could take us with it, or before others knew of us
         privileges.hide_command_line()
         privileges.set_dumpable(False)
+        if command.tty:
+            from nsbuild.sandbox import terminal  # there already: the launcher has loaded it, for us
+
+            step.name = "open a terminal"
+            given = terminal.open_inside(given)
         step.name = "start the command"
         _be_init(command, given)
     except BaseException as error:
@@ -123,11 +130,12 @@ def _be_init(command: Command, given: Descriptors) -> NoReturn:
         os.close(result_r)
         _exec(command, given, result_w)
     os.close(result_w)
-    # Held open here, the command's pipes would not end when the command closes them.
+    # Held open here, the command's pipes would not end when the command closes them. A terminal shall not: the
+    # command may close it and open /dev/tty again.
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    keep = sorted({given.status, result_r})
+    keep = sorted({given.status, result_r, *((given.stdin,) if command.tty else ())})
     _close_all_but(keep)
     failure = os.read(result_r, 4096)
     os.close(result_r)
@@ -182,6 +190,11 @@ def _exec(command: Command, given: Descriptors, result: int) -> NoReturn:
             # Python ignores SIGPIPE and SIGXFSZ, and a caller may ignore more; execve keeps that.
             signal.signal(number, signal.SIG_DFL)
         _take_stdio(given)
+        if command.tty:
+            from nsbuild.sandbox import terminal
+
+            step = "terminal"
+            terminal.make_controlling()
         if result != 3:
             os.dup2(result, 3, inheritable=False)
             result = 3

@@ -50,6 +50,7 @@ def launch(
     grace: float = 10.0,
     interrupt_grace: float | None = None,
     limits: Limits | None = None,
+    tty: bool = False,
 ) -> Outcome:
     """Run `argv` in the view and wait for it. Without `env` the environment is a PATH.
 
@@ -63,9 +64,12 @@ def launch(
     `limits` (`nsbuild.sandbox.limits`) are for the command and everything it starts, together where a delegated
     cgroup can hold them to that; `Outcome.limited` says how each was kept, `Outcome.usage` what was used.
 
+    With `tty` the command gets a terminal of its own, which is relayed to those that `stdin` and `stdout` must be:
+    raw meanwhile, given back as they were. A `stderr` that is no terminal stays what it is.
+
     Raises LaunchError when the command could not be started, OSError when the view cannot be prepared, ValueError
-    for limits that cannot be meant, and AfterCommandError when the command has ended and a placed directory cannot
-    be renamed back.
+    for limits that cannot be meant or terminals that are none, and AfterCommandError when the command has ended and
+    a placed directory cannot be renamed back.
     """
     with Launcher.for_caller() as launcher:
         return launcher.launch(
@@ -82,6 +86,7 @@ def launch(
             grace=grace,
             interrupt_grace=interrupt_grace,
             limits=limits,
+            tty=tty,
         )
 
 
@@ -158,13 +163,17 @@ class Launcher:
         grace: float = 10.0,
         interrupt_grace: float | None = None,
         limits: Limits | None = None,
+        tty: bool = False,
     ) -> Outcome:
         """As `nsbuild.sandbox.launch`."""
+        if tty and on_output is not None:
+            raise ValueError("tty and on_output exclude each other")
         command = init.Command(
             tuple(os.fsencode(word) for word in argv),
             {os.fsencode(name): os.fsencode(value) for name, value in (DEFAULT_ENV if env is None else env).items()},
             cwd,
             seccomp.load(os.uname().machine, view.user_namespaces),
+            tty=tty,
         )
         confinement = None
         if limits is not None:
@@ -175,7 +184,13 @@ class Launcher:
         # From here on a signal is the command's. A handler of ours that raised would lose what has been cloned.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, init.FORWARDED)
         try:
-            with Stdio(stdin, stdout, stderr, on_output, on_error) as relays:
+            if tty:
+                from nsbuild.sandbox.terminal import Terminal
+
+                stdio: Stdio = Terminal(stdin, stdout, stderr)
+            else:
+                stdio = Stdio(stdin, stdout, stderr, on_output, on_error)
+            with stdio as relays:
                 if self._remote is not None:
                     running: Running | RemoteRunning = self._remote.start(view, command, relays.child)
                 else:

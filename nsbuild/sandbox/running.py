@@ -48,6 +48,8 @@ class Running:
             namespaces |= kernel.CLONE_NEWNET
         if command.rlimits:
             import resource  # noqa: F401  the child needs it, where it can no longer be found
+        if command.tty:
+            from nsbuild.sandbox import terminal  # noqa: F401  likewise
         status_r, status_w = os.pipe()
         go_r, go_w = os.pipe()
         _own_pipes(view, stdio)

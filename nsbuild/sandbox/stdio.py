@@ -34,11 +34,11 @@ class Stdio:
             same = os.isatty(stdout) and os.isatty(stderr) and os.fstat(stdout).st_rdev == os.fstat(stderr).st_rdev
             outer_out, outer_err = stdout, stderr
             if os.isatty(outer_out):
-                stdout = self._pipe(lambda data: _write_all(outer_out, data))
+                stdout = self._pipe(lambda data: write_all(outer_out, data))
             if same:
                 stderr = stdout
             elif os.isatty(outer_err):
-                stderr = self._pipe(lambda data: _write_all(outer_err, data))
+                stderr = self._pipe(lambda data: write_all(outer_err, data))
         self.child = (stdin, stdout, stderr)
 
     def _pipe(self, sink: Callable[[bytes], None]) -> int:
@@ -82,7 +82,8 @@ class Stdio:
         self.pumps = {}
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """To a terminal or pipe that may be in non-blocking mode."""
     view = memoryview(data)
     while view:
         try:

@@ -24,7 +24,7 @@ class WrapOptions(Value):
 
     `attach` is `auto`, `adopt` or `bind`; `fallback` is `never` or `direct`; `exports` are files to source before
     the command; `tmp` is a directory that stays `/tmp` over a chain of calls; `export_to` gets the `export` of a
-    read-only buildpack.
+    read-only buildpack. `tty` gives the command a terminal of its own, relayed to ours.
     """
 
     run_path: str = "/app"
@@ -39,6 +39,7 @@ class WrapOptions(Value):
     timeout: float | None = None
     workspace_dir: str = ""
     user: str = ""
+    tty: bool = False
 
 
 class Request(Value):

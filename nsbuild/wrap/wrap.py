@@ -81,6 +81,8 @@ def explain_view(build_dir: str, environ: Mapping[str, str], options: WrapOption
 def _wrap(
     request: Request, environ: Mapping[str, str], options: WrapOptions, say: Callable[[str], None]
 ) -> WrapResult:
+    if options.tty and not (os.isatty(0) and os.isatty(1)):
+        raise usage("--tty needs terminals on stdin and stdout.")
     state = journal.state_directory()
     for sentence in recovery.recover_all(state):
         say(f"recovered from an interrupted launch: {sentence}.")
@@ -175,7 +177,9 @@ def _run(plan: Plan, workspace: pool.Workspace, state: str, options: WrapOptions
         if plan.copied_buildpack:
             _copy_buildpack(plan)
         with Launcher(isolated=False, on_step=kept.note, keep=workspace.lasting) as launcher:
-            outcome = launcher.launch(plan.view, plan.argv, env=plan.env, cwd=plan.cwd, timeout=options.timeout)
+            outcome = launcher.launch(
+                plan.view, plan.argv, env=plan.env, cwd=plan.cwd, timeout=options.timeout, tty=options.tty
+            )
         if plan.copied_buildpack and options.export_to and outcome.exit_code == 0:
             _keep_export(plan.copied_buildpack, options.export_to)
         workspace.leave()
