@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.sites import PERSON, Result, Site, as_root, snapshot
@@ -14,11 +15,11 @@ pytest_plugins = ["support.site_fixtures"]
 TELL = "import json, os; print(json.dumps([dict(os.environ), os.getcwd(), sorted(os.listdir('/app'))]))"
 
 
-def execute(site: Site, *words: str | Path, directory: str | Path = "app", **options: object) -> Result:
-    return site.nsbuild("exec", "--build-dir", directory, *words, **options)  # type: ignore[arg-type]
+def execute(site: Site, *words: str | Path, directory: str | Path = "app", **options: Any) -> Result:
+    return site.nsbuild("exec", "--build-dir", directory, *words, **options)
 
 
-def tell(site: Site, *words: str, **options: object) -> tuple[dict[str, str], str, list[str]]:
+def tell(site: Site, *words: str, **options: Any) -> tuple[dict[str, str], str, list[str]]:
     result = execute(site, *words, "--", "/usr/bin/python3", "-c", TELL, **options).ok()
     environ, cwd, files = json.loads(result.out)
     return environ, cwd, files

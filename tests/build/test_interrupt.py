@@ -13,7 +13,8 @@ from support.sites import Result, Site, snapshot
 
 pytest_plugins = ["support.site_fixtures"]
 
-HANG = "touch /tmp/here; sleep 100"
+# Not touch: bash ignores a SIGINT that a child survives which it is waiting for.
+HANG = ">/tmp/here; sleep 100"
 PHASES = ("stage", "detect", "compile", "report", "release", "slug")
 
 
@@ -80,7 +81,7 @@ def test_a_signal_to_nsbuild_alone(built: Site, number: signal.Signals) -> None:
 
 
 def test_the_command_gets_the_signal_once_and_may_clean_up(site: Site) -> None:
-    pack = site.buildpack("trap 'echo caught' TERM; touch /tmp/here; for i in $(seq 20); do sleep 0.1; done")
+    pack = site.buildpack("trap 'echo caught' TERM; >/tmp/here; for i in $(seq 20); do sleep 0.1; done")
     process = site.start(*site.words(site.app(), pack))
     site.appears("tmp/here")
     process.send_signal(signal.SIGTERM)
@@ -91,7 +92,7 @@ def test_the_command_gets_the_signal_once_and_may_clean_up(site: Site) -> None:
 
 def test_a_command_that_ignores_the_signal_is_killed(site: Site) -> None:
     """Ten seconds later: a supervisor's patience ends, too."""
-    pack = site.buildpack("trap '' INT TERM; touch /tmp/here; while :; do sleep 1; done")
+    pack = site.buildpack("trap '' INT TERM; >/tmp/here; while :; do sleep 1; done")
     process = site.start(*site.words(site.app(), pack))
     site.appears("tmp/here")
     process.send_signal(signal.SIGTERM)
@@ -108,7 +109,7 @@ def test_two_signals_at_once(built: Site) -> None:
 
 
 def test_other_signals_are_passed_on_and_end_nothing(site: Site) -> None:
-    pack = site.buildpack("trap 'echo usr1; exit 0' USR1; touch /tmp/here; while :; do sleep 0.1; done")
+    pack = site.buildpack("trap 'echo usr1; exit 0' USR1; >/tmp/here; while :; do sleep 0.1; done")
     process = site.start(*site.words(site.app(), pack))
     site.appears("tmp/here")
     process.send_signal(signal.SIGUSR1)
@@ -171,11 +172,11 @@ def test_nohup(site: Site) -> None:
 
 
 def test_running_a_slug_passes_signals_on(built: Site) -> None:
-    process = built.start("run", built.out, "--", "sh", "-c", "trap 'exit 3' TERM; touch /tmp/here; sleep 100 & wait")
+    process = built.start("run", built.out, "--", "sh", "-c", "trap 'exit 3' TERM; >/tmp/here; sleep 100 & wait")
     built.appears("tmp/here")
     process.send_signal(signal.SIGTERM)
     assert finish(process).code == 3
-    process = built.start("run", built.out, "--", "sh", "-c", "touch /tmp/here; exec sleep 100")
+    process = built.start("run", built.out, "--", "sh", "-c", ">/tmp/here; exec sleep 100")
     built.appears("tmp/here")
     os.killpg(process.pid, signal.SIGINT)
     assert finish(process).code == 130

@@ -40,8 +40,7 @@ def app(request: pytest.FixtureRequest, apps: dict[str, App]) -> App:
     return found
 
 
-@pytest.mark.parametrize("read_only", [False, True])
-@pytest.mark.parametrize("form", ["directory", "archive"])
+@pytest.mark.parametrize(("form", "read_only"), [("directory", False), ("directory", True), ("archive", False)])
 def test_a_real_app_runs(app: App, form: str, read_only: bool) -> None:
     process, expected = ANSWERS[app.name]
     path = app.directory if form == "directory" else app.archive
@@ -83,10 +82,15 @@ def test_web_answers_on_its_port_until_sigterm(apps: dict[str, App], name: str, 
 
 
 def test_the_process_types_of_a_real_app(apps: dict[str, App]) -> None:
-    expected = b"web: python3 -m http.server $PORT\nhello: sh hello.sh\n"
+    """Those of the Procfile, and the defaults of the last buildpack where it is silent."""
     app = apps["plain"]
     for path in (app.directory, app.archive):
-        assert sorted(app.site.run(path, "--list").ok().out.splitlines()) == sorted(expected.splitlines())
+        assert sorted(app.site.run(path, "--list").ok().text.splitlines()) == [
+            'goodbye: echo "Goodbye, it\'s been plain"',
+            "hello: sh hello.sh",
+            "web: python3 -m http.server $PORT",
+        ]
+    assert app.site.run(app.archive, "goodbye", "--read-only").ok().text == "Goodbye, it's been plain\n"
 
 
 # -- the environment and the boot order

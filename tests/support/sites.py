@@ -304,9 +304,10 @@ def new_site(name: str) -> Site:
 
 
 def remove_site(site: Site) -> None:
-    if not ROOT:
-        subprocess.run(["chmod", "-R", "u+rwx", site.path], stderr=subprocess.DEVNULL, check=False)
-    shutil.rmtree(site.path)
+    remove = ["rm", "-rf", str(site.path)]
+    if subprocess.run(remove, stderr=subprocess.DEVNULL, check=False).returncode != 0:
+        subprocess.run(["chmod", "-R", "u+rwx", site.path], check=True)
+        subprocess.run(remove, check=True)
 
 
 @dataclass
