@@ -156,7 +156,8 @@ class Site:
 
     def environment(self, env: Mapping[str, str] | None = None) -> dict[str, str]:
         network = {name: os.environ[name] for name in NETWORK if name in os.environ}
-        return {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(self.home), **network, **(env or {})}
+        own = {"HOME": str(self.home), "XDG_STATE_HOME": f"{self.home}/.local/state"}
+        return {"PATH": "/usr/local/bin:/usr/bin:/bin", **own, **network, **(env or {})}
 
     def start(
         self,
