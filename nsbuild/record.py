@@ -25,6 +25,8 @@ class Phase:
     user_seconds: float = 0.0
     system_seconds: float = 0.0
     max_rss_kib: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -54,8 +56,9 @@ class Record:
 
     `layout` is a name of `nsbuild.sandbox.Layout`, `path` is `namespace` or `direct` and `path_reason` why it
     was. `result` is `succeeded`, or the error's sentence, and `exit_code` what `nsbuild build` exits with.
-    `attached` tells how `compile` and `exec` got each directory into the view, and why; `limits` what bounded them,
-    and by which means. `sweep` tells what was done about files left in HOME; `warnings` is for people.
+    `attached` tells how `compile` and `exec` got each directory into the view, and why; `limits` what bounded them
+    and by which means, and `usage` (fields of `nsbuild.sandbox.limits.Usage`) what they used. `sweep` tells what
+    was done about files left in HOME; `warnings` is for people.
     """
 
     id: str
@@ -73,6 +76,7 @@ class Record:
     uid: int = 0
     attached: dict[str, str] = field(default_factory=dict)
     limits: list[str] = field(default_factory=list)
+    usage: dict[str, Any] = field(default_factory=dict)
     cache_hit: bool = False
     buildpacks: list[BuildpackRecord] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)

@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nsbuild.sandbox.limits import Limits
     from nsbuild.wrap import WrapResult
 
 _MISUSED = 125
@@ -29,25 +30,29 @@ ABOUT = {
     "compile": "Run BUILDPACK_DIR/bin/compile where BUILD_DIR is at /app, in place of running it directly.",
     "exec": "Run COMMAND where DIR is at /app, with your environment.",
 }
+BOTH = ("compile", "exec")
 # name -> (metavar, empty for a flag; help; the commands that have it)
 OPTIONS = {
     "--build-dir": ("DIR", "what is at the run path inside", ("exec",)),
-    "--run-path": ("PATH", "where BUILD_DIR is seen (default /app)", ("compile", "exec")),
-    "--attach": ("HOW", "auto, adopt (by rename) or bind (default auto)", ("compile", "exec")),
-    "--with-export": ("FILE", "source an earlier buildpack's export first; repeatable", ("compile", "exec")),
+    "--run-path": ("PATH", "where BUILD_DIR is seen (default /app)", BOTH),
+    "--attach": ("HOW", "auto, adopt (by rename) or bind (default auto)", BOTH),
+    "--with-export": ("FILE", "source an earlier buildpack's export first; repeatable", BOTH),
     "--export-to": ("FILE", "where the export of a read-only buildpack goes", ("compile",)),
-    "--tmp": ("DIR", "what is /tmp inside; the same for a chain of calls", ("compile", "exec")),
-    "--bind": ("SRC[:DST]", "show a file or directory, read-only; repeatable", ("compile", "exec")),
-    "--network": ("NET", "host or none (default host)", ("compile", "exec")),
-    "--no-userns": ("", "forbid user namespaces inside", ("compile", "exec")),
-    "--timeout": ("TIME", "then TERM, 10 seconds later KILL, and status 124; 90s, 15m, 2h", ("compile", "exec")),
-    "--workspace-dir": ("DIR", "where the private directory is made", ("compile", "exec")),
-    "--user": ("USER", "as root: whom to run as, a name or UID:GID", ("compile", "exec")),
-    "--fallback": ("PATH", "never or direct: without a sandbox where the kernel refuses one", ("compile", "exec")),
-    "--report": ("FILE", "write the record, JSON", ("compile", "exec")),
+    "--tmp": ("DIR", "what is /tmp inside; the same for a chain of calls", BOTH),
+    "--bind": ("SRC[:DST]", "show a file or directory, read-only; repeatable", BOTH),
+    "--network": ("NET", "host or none (default host)", BOTH),
+    "--no-userns": ("", "forbid user namespaces inside", BOTH),
+    "--timeout": ("TIME", "then TERM, 10 seconds later KILL, and status 124; 90s, 15m, 2h", BOTH),
+    "--memory": ("SIZE", "of all its processes, where a cgroup is delegated to us; else of each; 512M, 2G", BOTH),
+    "--pids": ("N", "processes and threads", BOTH),
+    "--cpu": ("CORES", "1.5, say; only where a cgroup is delegated to us", BOTH),
+    "--workspace-dir": ("DIR", "where the private directory is made", BOTH),
+    "--user": ("USER", "as root: whom to run as, a name or UID:GID", BOTH),
+    "--fallback": ("PATH", "never or direct: without a sandbox where the kernel refuses one", BOTH),
+    "--report": ("FILE", "write the record, JSON", BOTH),
     "--tty": ("", "give it a terminal of its own, relayed to yours: for a shell", ("exec",)),
     "--explain": ("", "print the view instead of running anything in it", ("exec",)),
-    "--verbose": ("", "say on stderr how each directory was attached, and why", ("compile", "exec")),
+    "--verbose": ("", "say on stderr how each directory was attached, and why", BOTH),
 }
 
 
@@ -99,7 +104,7 @@ def main(command: str, words: Sequence[str]) -> int:
     if problem:
         _say(problem)
     if result is not None:
-        _tell(result, call.program, call.verbose)
+        _tell(result, call.program, call.verbose, call.options.limits)
     if call.report:
         return _report(call, result, problem, code, time.monotonic() - began)
     return code
@@ -126,6 +131,7 @@ class _Call:
             tmp=one("--tmp"),
             export_to=one("--export-to"),
             timeout=_seconds(one("--timeout")) if "--timeout" in options else None,
+            limits=_limits(one("--memory"), one("--pids"), one("--cpu")),
             workspace_dir=one("--workspace-dir"),
             user=one("--user"),
             tty="--tty" in options,
@@ -177,13 +183,20 @@ def _report(call: _Call, result: WrapResult | None, problem: str, code: int, sec
     return code
 
 
-def _tell(result: WrapResult, ran: str, verbose: bool) -> None:
+def _tell(result: WrapResult, ran: str, verbose: bool, limits: Limits | None) -> None:
     if verbose:
         for path, choice in result.attached.items():
             _say(f"{path}: {choice.how}, since {choice.why}.")
     outcome = result.outcome
     for source, place in outcome.kept_beside.items():
         _say(f"{source} exists again; what was built is in {place}.")
+    for sentence in outcome.limited:
+        _say(f"{sentence}.")
+    if limits is not None:
+        from nsbuild.sandbox.limits import oom_sentence
+
+        if killed := oom_sentence(outcome.usage, limits):
+            _say(f"{ran}: {killed}.")
     if outcome.timed_out:
         _say(f"{ran} was ended by the time limit.")
     elif outcome.error:
@@ -238,6 +251,32 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise Misused(f"--timeout {text!r} is not a time like 90s, 15m or 2h.")
     return seconds
+
+
+_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def _limits(memory: str, pids: str, cpu: str) -> Limits | None:
+    if not (memory or pids or cpu):
+        return None
+    from nsbuild.sandbox.limits import Limits
+
+    def number(text: str, what: str, example: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            raise Misused(f"{what} {text!r} is not a number like {example}.") from None
+
+    size = memory.lower().removesuffix("b").removesuffix("i")
+    unit = _UNITS.get(size[-1:], 0)
+    try:
+        return Limits(
+            int(number(size[:-1] if unit else size, "--memory", "512M or 2G") * (unit or 1)) if memory else None,
+            int(number(pids, "--pids", "200")) if pids else None,
+            number(cpu, "--cpu", "1.5") if cpu else None,
+        )
+    except (ValueError, OverflowError) as error:
+        raise Misused(f"{error}.") from None
 
 
 def _help(command: str) -> str:

@@ -119,7 +119,7 @@ def oom_sentence(usage: Usage | None, limits: Limits | None) -> str:
 
 def plan(limits: Limits, facts: Facts) -> Plan:
     """Which mechanism keeps which limit. Raises ValueError for a limit that cannot be meant."""
-    _check(limits)
+    check(limits)
     limited: list[Limited] = []
     needed: list[str] = []
     settings: dict[str, str] = {}
@@ -167,7 +167,8 @@ def plan(limits: Limits, facts: Facts) -> Plan:
     return Plan(tuple(limited), facts.place, facts.move, tuple(needed), accounting, settings, tuple(rlimits))
 
 
-def _check(limits: Limits) -> None:
+def check(limits: Limits) -> None:
+    """Raises ValueError for a limit that cannot be meant, with a sentence about it."""
     if limits.memory is not None and limits.memory < _MIB:
         raise ValueError(f"a memory limit of {limits.memory} bytes is less than 1 MiB")
     if limits.pids is not None and limits.pids < 2:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from nsbuild.errors import NsbuildError
+    from nsbuild.sandbox.limits import Limits
     from nsbuild.sandbox.view import User
 
 
@@ -37,6 +38,7 @@ class WrapOptions(Value):
     tmp: str = ""
     export_to: str = ""
     timeout: float | None = None
+    limits: Limits | None = None
     workspace_dir: str = ""
     user: str = ""
     tty: bool = False
@@ -86,6 +88,13 @@ def make_plan(
     except ViewError as error:
         raise usage(str(error), "Give another --run-path.") from None
     mounts = [path for path, _ in mount_points()]
+    if options.limits is not None:
+        from nsbuild.sandbox.limits import check
+
+        try:
+            check(options.limits)
+        except ValueError as error:
+            raise usage(f"{str(error)[0].upper()}{str(error)[1:]}.", "Raise it.") from None
     uid = os.geteuid()
     user = build_user(build.path, options.user or None)
     if uid == 0 and build.uid == 0:

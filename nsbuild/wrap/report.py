@@ -42,6 +42,7 @@ def make_record(
         return record
     outcome = result.outcome
     record.path, record.path_reason = result.path, result.path_reason
+    record.limits = list(outcome.limited)
     record.attached = {path: f"{choice.how}: {choice.why}" for path, choice in result.attached.items()}
     record.phases = [
         Phase(
@@ -53,7 +54,15 @@ def make_record(
             user_seconds=round(outcome.user_seconds, 3),
             system_seconds=round(outcome.system_seconds, 3),
             max_rss_kib=outcome.max_rss_kib,
+            read_bytes=outcome.read_bytes,
+            written_bytes=outcome.written_bytes,
             timings={name: round(value, 5) for name, value in outcome.timings.items()},
         )
     ]
+    if options.limits is not None and outcome.usage is not None:
+        from nsbuild.sandbox.limits import oom_sentence
+
+        usage = outcome.usage
+        record.usage = {name: getattr(usage, name) for name in usage._fields}
+        record.result = oom_sentence(usage, options.limits) or record.result
     return record

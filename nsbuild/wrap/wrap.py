@@ -170,6 +170,11 @@ def _lock(build_dir: str, state: str) -> int:
 
 def _run(plan: Plan, workspace: pool.Workspace, state: str, options: WrapOptions) -> Outcome:
     """Attach, launch, give back; the journal and the guardian stand by meanwhile."""
+    if options.limits is not None:
+        from nsbuild.sandbox.limits import settle
+
+        # Before there is a guardian, which would be a stranger in our cgroup, and keep us from leaving it.
+        settle()
     kept = journal.Journal(state, plan.workspace, plan.lent)
     guardian = recovery.Guardian(kept) if plan.lent else None
     try:
@@ -178,7 +183,13 @@ def _run(plan: Plan, workspace: pool.Workspace, state: str, options: WrapOptions
             _copy_buildpack(plan)
         with Launcher(isolated=False, on_step=kept.note, keep=workspace.lasting) as launcher:
             outcome = launcher.launch(
-                plan.view, plan.argv, env=plan.env, cwd=plan.cwd, timeout=options.timeout, tty=options.tty
+                plan.view,
+                plan.argv,
+                env=plan.env,
+                cwd=plan.cwd,
+                timeout=options.timeout,
+                tty=options.tty,
+                limits=options.limits,
             )
         if plan.copied_buildpack and options.export_to and outcome.exit_code == 0:
             _keep_export(plan.copied_buildpack, options.export_to)
