@@ -31,6 +31,7 @@ else:
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 DEFAULT_ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+_LONGEST_POLL = 2**31 - 1  # milliseconds
 LARGE_KIB = 150_000
 """Above this resident size a fork costs more than a message to a Launcher."""
 
@@ -223,7 +224,7 @@ def _supervise(
 ) -> Outcome:
     """Relay, forward signals (blocked by now) and keep the time until pid 1 is gone."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    timed_out = False
+    timed_out = interrupted = False
     next_signal = signal.SIGTERM
     forwarded: list[int] = []
     signals = kernel.signalfd(init.FORWARDED)
@@ -233,13 +234,16 @@ def _supervise(
     try:
         alive = True
         while alive:
-            wait = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            wait = None if deadline is None else min(max(0.0, deadline - time.monotonic()) * 1000, _LONGEST_POLL)
             for fd, _ in poll.poll(wait):
                 if fd == signals:
                     (number,) = struct.unpack_from("<I", os.read(signals, 128))
+                    if signal.getsignal(number) == signal.SIG_IGN:
+                        continue  # nohup: blocked as it is, it arrives all the same
                     forwarded.append(number)
                     running.kill(number)
-                    if interrupt_grace is not None and number in _ENDING:
+                    if interrupt_grace is not None and number in _ENDING and not interrupted:
+                        interrupted = True
                         deadline = time.monotonic() + interrupt_grace
                         next_signal = signal.SIGKILL
                 elif fd == running.fd:
@@ -248,7 +252,7 @@ def _supervise(
                     poll.unregister(fd)
             if alive and deadline is not None and time.monotonic() >= deadline:
                 running.kill(next_signal)
-                timed_out = timed_out or not forwarded
+                timed_out = timed_out or not interrupted
                 next_signal = signal.SIGKILL
                 deadline = time.monotonic() + grace
         outcome = running.finish()
