@@ -76,8 +76,10 @@ def _check_parent(output: str, path: Path) -> None:
     parent = next(found for found in path.parents if os.path.lexists(found))
     if not parent.is_dir():
         raise UsageError(f"The output {output} would be in {parent}, which is a file.", "Give another place.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"The output {output} would be in {parent}, which is not writable.", "Give another place.")
+    if not os.access(parent, os.R_OK | os.W_OK | os.X_OK):
+        raise UsageError(
+            f"The output {output} would be in {parent}, which you may not read and write.", "Give another place."
+        )
 
 
 def mark(app: str, run_path: str, layout: str, release: bytes | None, owner: tuple[int, int] | None) -> None:
@@ -154,6 +156,10 @@ def prepare(app: str, output: Output, owner: tuple[int, int] | None) -> Prepared
             try:
                 os.rename(app, beside)
             except OSError:
+                os.close(lock)
+                os.mkdir(beside, 0o700)
+                lock = os.open(beside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(lock, fcntl.LOCK_EX)
                 copy_tree(app, beside, owner=owner, unlock=True)
             size = tree_size(beside)[0]
         return Prepared(output, beside, Slug(str(output.path), output.format, size, digest), lock)
