@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -117,6 +118,25 @@ def test_what_a_killed_build_left_beside_is_removed_by_the_next(site: Site, monk
     assert (site.out / "Procfile").exists()
 
 
+def test_a_slug_that_is_being_copied_from_another_filesystem_is_not_taken_for_a_leftover(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, output = site.app(), slug.Output(site.out, "directory")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rename", refuse)
+        copied = slug.prepare(str(site.copy(app, "one")), output, None)
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 3600)
+    slug.prepare(str(site.copy(app, "two")), output, None).discard()
+    copied.commit()
+    copied.discard()
+    assert (site.out / "Procfile").exists()
+
+
 def test_what_a_killed_build_left_beside_the_cache_is_removed_by_the_next(site: Site) -> None:
     site.build(site.app(), site.buildpack()).ok()
     (cache,) = site.caches()
@@ -153,10 +173,11 @@ def test_only_an_empty_directory_or_a_slug_is_replaced(site: Site) -> None:
 @ordinary
 def test_an_output_that_cannot_be_written_is_said_before_the_build(site: Site) -> None:
     closed = site.mkdir("closed")
-    closed.chmod(0o555)
-    result = site.build(site.app(), site.buildpack("echo compiled"), output=closed / "out")
-    result.refused(2, str(closed), "not writable")
-    assert result.out == b""
+    app, pack = site.app(), site.buildpack("echo compiled")
+    for mode in (0o555, 0o300, 0o600):
+        closed.chmod(mode)
+        result = site.build(app, pack, output=closed / "out").refused(2, str(closed), "may not read and write")
+        assert result.out == b""
 
 
 def test_missing_parents_of_the_output_are_made(site: Site) -> None:
@@ -184,8 +205,15 @@ def test_an_archive_has_everything_and_the_digest_is_its_own(site: Site) -> None
     assert "-rwxr-xr-x" in listed
     with tarfile.open(path) as archive:
         assert {(member.uid, member.gid, member.uname) for member in archive} == {(0, 0, "")}
-    again = site.build(app, site.path / "pack", output=site.path / "again.tgz").ok()
-    assert again.record["slug"]["digest"] == result.record["slug"]["digest"], "the same tree gives the same bytes"
+
+
+def test_the_same_tree_gives_the_same_archive(site: Site) -> None:
+    app = site.app(Procfile="web: x\n", b="1", a="2", c="3")
+    os.link(app / "a", app / "d")
+    slugs = [slug.prepare(str(app), slug.Output(site.path / f"{name}.tgz", "tgz"), None) for name in ("one", "two")]
+    assert slugs[0].slug.digest == slugs[1].slug.digest != ""
+    for prepared in slugs:
+        prepared.discard()
 
 
 def test_the_marker_says_where_the_slug_runs(site: Site) -> None:
