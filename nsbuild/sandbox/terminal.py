@@ -84,8 +84,8 @@ class Terminal(Stdio):
                 self._begin()
             elif ready == self._signals:
                 os.read(self._signals, 128)
-                if self._saved is not None:
-                    # After a stop, the caller's shell has had the terminal.
+                if self._master >= 0 and _in_foreground(self._stdin):
+                    # After a stop: the caller's shell has had the terminal.
                     self._make_raw()
                     self._copy_size()
             elif self._master < 0:
