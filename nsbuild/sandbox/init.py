@@ -124,25 +124,16 @@ def _map_identity(view: View, step: mounts.Step) -> None:
 
 def _be_init(command: Command, given: Descriptors) -> NoReturn:
     """pid 1: start the command, reap everything, forward what comes from outside, end with the command."""
-    result_r, result_w = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(result_r)
-        _exec(command, given, result_w)
-    os.close(result_w)
-    # Held open here, the command's pipes would not end when the command closes them. A terminal shall not: the
-    # command may close it and open /dev/tty again.
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    keep = sorted({given.status, result_r, *((given.stdin,) if command.tty else ())})
-    _close_all_but(keep)
-    failure = os.read(result_r, 4096)
-    os.close(result_r)
-    if failure:
-        send(given.status, "cannot", *marshal.loads(failure))
+    try:
+        pid = _fork(command, given) if command.tty or command.rlimits else _spawn(command, given)
+    except _CannotStart as failure:
+        send(given.status, "cannot", failure.step, failure.errno)
         os._exit(125)
     send(given.status, "started")
+    try:
+        os.chdir("/")
+    except PermissionError:
+        pass  # it has closed / to everybody already; where we are is of no use to it
     while True:
         info = signal.sigwaitinfo(signal.valid_signals())
         if info.si_signo == signal.SIGCHLD:
@@ -182,6 +173,75 @@ def _close_all_but(keep: list[int]) -> None:
     kernel.close_range(low, 0x7FFFFFFF)
 
 
+class _CannotStart(Exception):
+    """The command was not started: the step that failed, and its errno."""
+
+    def __init__(self, step: str, errno: int) -> None:
+        super().__init__(step)
+        self.step = step
+        self.errno = errno
+
+
+def _spawn(command: Command, given: Descriptors) -> int:
+    """The command's pid. The usual way: a vfork, which copies nothing of this interpreter's memory.
+
+    What posix_spawn cannot do in the child is done here first, and inherited.
+    """
+    stdio = [_above(fd) for fd in (given.stdin, given.stdout, given.stderr)]
+    _let_go([given.status, *stdio])
+    os.umask(0o022)
+    step = "chdir"
+    try:
+        os.chdir(command.cwd)
+        step = "seccomp"
+        if command.filter:
+            kernel.seccomp_set_filter(command.filter)
+        step = "exec"
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
+        pid = _first_that_starts(
+            command,
+            lambda path, argv: os.posix_spawn(
+                path,
+                argv,
+                command.env,
+                file_actions=actions,
+                setsid=True,
+                setsigmask=(),
+                # Python ignores SIGPIPE and SIGXFSZ, and a caller may ignore more; execve keeps that.
+                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+            ),
+        )
+    except OSError as error:
+        raise _CannotStart(step, error.errno or 0) from None
+    for fd in stdio:
+        os.close(fd)
+    return pid
+
+
+def _let_go(keep: list[int]) -> None:
+    """Hold nothing that was inherited but `keep`: the command's pipes would not end when it closes them."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    _close_all_but(sorted(set(keep)))
+
+
+def _fork(command: Command, given: Descriptors) -> int:
+    """The command's pid, where something must happen in the child that posix_spawn has no word for."""
+    result_r, result_w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(result_r)
+        _exec(command, given, result_w)
+    # A terminal stays open: the command may close it and open /dev/tty again.
+    _let_go([given.status, result_r, *((given.stdin,) if command.tty else ())])
+    failure = os.read(result_r, 4096)
+    os.close(result_r)
+    if failure:
+        raise _CannotStart(*marshal.loads(failure))
+    return pid
+
+
 def _exec(command: Command, given: Descriptors, result: int) -> NoReturn:
     step = "setsid"
     try:
@@ -209,7 +269,7 @@ def _exec(command: Command, given: Descriptors, result: int) -> NoReturn:
             kernel.seccomp_set_filter(command.filter)
         step = "exec"
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _execve(command)
+        _first_that_starts(command, lambda path, argv: os.execve(path, argv, command.env))
     except OSError as error:
         os.write(result, marshal.dumps((step, error.errno or 0)))
     except BaseException as error:
@@ -244,7 +304,8 @@ def _above(fd: int) -> int:
     return fd
 
 
-def _execve(command: Command) -> None:
+def _first_that_starts(command: Command, start: Callable[[bytes, tuple[bytes, ...]], int]) -> int:
+    """As execvp(3): the first of the PATH that can be started, with sh for a script without #!."""
     program = command.argv[0]
     if not program:
         raise FileNotFoundError(errno.ENOENT, "not found")
@@ -255,11 +316,12 @@ def _execve(command: Command) -> None:
     worst: OSError = FileNotFoundError(errno.ENOENT, "not found")
     for candidate in candidates:
         try:
-            os.execve(candidate, command.argv, command.env)
+            os.stat(candidate)  # a start that fails is a process all the same
+            return start(candidate, command.argv)
         except OSError as error:
             if error.errno == errno.ENOEXEC:
-                # A script without #!: shells and execvp(3) run it with sh, and so do builders.
-                os.execve(b"/bin/sh", (b"sh", candidate, *command.argv[1:]), command.env)
+                # Shells and execvp(3) run it with sh, and so do builders.
+                return start(b"/bin/sh", (b"sh", candidate, *command.argv[1:]))
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 worst = error
     raise worst
