@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import pwd
 
-from nsbuild.errors import UsageError
-from nsbuild.sandbox import User
+from nsbuild.sandbox.view import User
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsbuild.errors import UsageError
 
 DEFAULT_UID = 12000
 """For a build that root starts of root's own files. No account is needed: the build gets its own passwd."""
@@ -19,7 +21,7 @@ def build_user(directory: str, wanted: str | None = None) -> User:
     """
     if os.geteuid() != 0:
         if wanted is not None:
-            raise UsageError("--user needs root.", "Leave it out: the build runs as you.")
+            raise _usage("--user needs root.", "Leave it out: the build runs as you.")
         return User(os.geteuid(), os.getegid())
     if wanted is not None:
         return _named(wanted)
@@ -35,12 +37,20 @@ def build_user(directory: str, wanted: str | None = None) -> User:
 def _named(wanted: str) -> User:
     uid, _, gid = wanted.partition(":")
     if not uid.isdigit():
+        import pwd
+
         try:
             account = pwd.getpwnam(uid)
         except KeyError:
-            raise UsageError(f"There is no user {uid!r}.", "Give --user a name of /etc/passwd or UID:GID.") from None
+            raise _usage(f"There is no user {uid!r}.", "Give --user a name of /etc/passwd or UID:GID.") from None
         uid, gid = str(account.pw_uid), gid or str(account.pw_gid)
     gid = gid or uid
     if not gid.isdigit() or int(uid) == 0 or int(gid) == 0:
-        raise UsageError(f"--user {wanted} is not an unprivileged UID:GID.", "A build never runs as root.")
+        raise _usage(f"--user {wanted} is not an unprivileged UID:GID.", "A build never runs as root.")
     return User(int(uid), int(gid))
+
+
+def _usage(sentence: str, fix: str) -> UsageError:
+    from nsbuild.errors import UsageError  # a launch has no time for what is only for its failure
+
+    return UsageError(sentence, fix)

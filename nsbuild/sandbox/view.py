@@ -19,6 +19,10 @@ SYSTEM_DIRECTORIES = frozenset({"usr", "bin", "sbin", "etc", "opt", "var", "srv"
 """What is shown of the host, with every `lib*`. Never every top-level entry: hosts keep secrets there."""
 
 
+_ALWAYS = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/var/tmp")
+"""What every view mounts something over."""
+
+
 class ViewError(ValueError):
     """The options cannot be made into a view. The message is one sentence for a person."""
 
@@ -194,7 +198,8 @@ class Host(Value):
     """What `read_host` saw: listings by directory, the resolver's file, the accounts.
 
     `root` is where the system directories come from: `/` or a stack root. `resolver` is (path in the view, file
-    on the host) when /etc/resolv.conf leads to a place that would be hidden.
+    on the host) when /etc/resolv.conf leads to a place that would be hidden. `known` are single paths that were
+    looked up.
     """
 
     root: str
@@ -202,9 +207,12 @@ class Host(Value):
     resolver: tuple[str, str] | None = None
     passwd: str = ""
     group: str = ""
+    known: Mapping[str, Entry] = {}
 
     def entry(self, path: str) -> Entry | None:
-        """What is at an absolute path, when the listing of its directory was taken."""
+        """What is at an absolute path, when it or the listing of its directory was taken."""
+        if path in self.known:
+            return self.known[path]
         directory, _, name = path.rpartition("/")
         return next((entry for entry in self.listings.get(directory or "/", ()) if entry.name == name), None)
 
@@ -215,7 +223,17 @@ def read_host(root: str = "/", mount_points: Iterable[str] = ()) -> Host:
     Raises OSError when `root` cannot be listed.
     """
     wanted = {"/"}
-    for path in (*mount_points, "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/var/tmp"):
+    known = {}
+    for path in _ALWAYS:
+        # Nearly every host has these, and /etc is long: looked up, not listed.
+        try:
+            mode = os.lstat(_join(root, path)).st_mode
+        except OSError:
+            wanted.update(_ancestors(path))
+            continue
+        kind = "directory" if stat.S_ISDIR(mode) else "symlink" if stat.S_ISLNK(mode) else "file"
+        known[path] = Entry(path.rpartition("/")[2], kind, "", stat.S_IMODE(mode))
+    for path in mount_points:
         wanted.update(_ancestors(path))
     listings = {}
     for directory in sorted(wanted):
@@ -231,6 +249,7 @@ def read_host(root: str = "/", mount_points: Iterable[str] = ()) -> Host:
         resolver=_hidden_resolver(),
         passwd=_read_text(_join(root, "/etc/passwd")),
         group=_read_text(_join(root, "/etc/group")),
+        known=known,
     )
 
 
