@@ -184,6 +184,8 @@ def _outcome(
             return Outcome(code if code >= 0 else None, -code if code < 0 else None, **rest)
         if kind == "failed":
             step, call, path, number, text = detail
+            if ("started",) in messages:
+                raise AfterCommandError(Outcome(None, None, **rest), number, f"{step}: {text}")
             raise LaunchError(step, call, path, number, text)
         if kind == "cannot":
             step, number = str(detail[0]), int(str(detail[1]))
@@ -196,6 +198,8 @@ def _outcome(
     if code < 0:
         # pid 1 was killed before it could report: by our own SIGKILL, the kernel's memory killer, a person.
         return Outcome(None, -code, **rest)
+    if ("started",) in messages:
+        raise AfterCommandError(Outcome(None, None, **rest), 0, "the sandbox's first process ended without a word")
     raise LaunchError("start", "clone", "", 0, "the sandbox's first process ended without a word")
 
 

@@ -225,12 +225,20 @@ class Skeleton:
         self.kept_beside = {}
         if self._placed:
             _make_passable(self._fd)
-        while self._placed:
-            path, source = self._placed[-1]
-            found[path], place = self._return(path, source)
+        failed: list[tuple[str, str, OSError]] = []
+        for path, source in reversed(self._placed):
+            try:
+                if any(other.startswith(f"{path}/") for other, _, _ in failed):
+                    raise OSError(errno.EBUSY, "something is still in it", source)
+                found[path], place = self._return(path, source)
+            except OSError as error:
+                failed.append((path, source, error))
+                continue
             if place != source:
                 self.kept_beside[source] = place
-            self._placed.pop()
+        self._placed = [(path, source) for path, source, _ in reversed(failed)]
+        if failed:
+            raise failed[0][2]
         self._taken = False
         return found
 
@@ -242,7 +250,11 @@ class Skeleton:
         except OSError:
             return "missing", source
         try:
-            mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+            try:
+                mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
+            except FileNotFoundError:
+                return "missing", source
+            # From here on what is not found is the directory it should go to.
             if stat.S_ISDIR(mode):
                 # A directory that changes parents must be writable: its ".." changes.
                 fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
@@ -254,8 +266,6 @@ class Skeleton:
                 os.close(fd)
             self.on_step("given back", path)
             return _kind(mode), place
-        except FileNotFoundError:
-            return "missing", source
         finally:
             os.close(parent)
 
@@ -296,9 +306,10 @@ def give_back_orphans(workspace: str, places: Mapping[str, str]) -> list[tuple[s
     except FileNotFoundError:
         return []
     try:
-        _make_passable(skeleton._fd)
-        returned = [(source, *skeleton._return(path, source)) for path, source in reversed(list(places.items()))]
-        return [(source, place) for source, kind, place in returned if kind != "missing"]
+        skeleton._placed = list(places.items())
+        found = skeleton.give_back()
+        sources = [places[path] for path, kind in found.items() if kind != "missing"]
+        return [(source, skeleton.kept_beside.get(source, source)) for source in sources]
     finally:
         os.close(skeleton._fd)
 
