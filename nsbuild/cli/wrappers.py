@@ -10,7 +10,7 @@ import sys
 import time
 
 from nsbuild.sandbox.outcome import AfterCommandError, LaunchError
-from nsbuild.wrap import WrapOptions, compile_, exec_in_view, explain_view
+from nsbuild.wrap import Unfinished, WrapOptions, compile_, exec_in_view, explain_view
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ OPTIONS = {
     "--run-path": ("PATH", "where BUILD_DIR is seen (default /app)", BOTH),
     "--attach": ("HOW", "auto, adopt (by rename) or bind (default auto)", BOTH),
     "--with-export": ("FILE", "source an earlier buildpack's export first; repeatable", BOTH),
-    "--export-to": ("FILE", "where the export of a read-only buildpack goes", ("compile",)),
+    "--export-to": ("FILE", "where the buildpack's export goes, which a read-only one cannot keep", ("compile",)),
     "--tmp": ("DIR", "what is /tmp inside; the same for a chain of calls", BOTH),
     "--bind": ("SRC[:DST]", "show a file or directory, read-only; repeatable", BOTH),
     "--network": ("NET", "host or none (default host)", BOTH),
@@ -66,17 +66,18 @@ class Misused(Exception):
 
 def main(command: str, words: Sequence[str]) -> int:
     """Run `nsbuild compile` or `nsbuild exec`; returns the exit code."""
-    if any(word in ("-h", "--help") for word in words[: _end_of_options(words)]):
-        print(_help(command))
-        return 0
     try:
         options, rest = _parse(command, words)
+        if "--help" in options:
+            print(_help(command))
+            return 0
         call = _Call(command, options, rest)
     except Misused as error:
         _say(f"{error} See nsbuild {command} --help.")
         return _MISUSED
     began = time.monotonic()
-    result, problem, code = None, "", _MISUSED
+    result: WrapResult | None = None
+    problem, code = "", _MISUSED
     try:
         if call.explain:
             print(explain_view(call.build_dir, os.environ, call.options))
@@ -84,7 +85,8 @@ def main(command: str, words: Sequence[str]) -> int:
         result = call.run()
         code = result.outcome.exit_code
     except AfterCommandError as error:
-        problem = f"{error} (the command had ended with {error.outcome.exit_code}). Run nsbuild recover."
+        result = error.result if isinstance(error, Unfinished) else None
+        problem = f"{error} (the command had ended with {error.outcome.exit_code})."
         code = _AFTER_COMMAND
     except LaunchError as error:
         from nsbuild.sandbox.probe import explain
@@ -101,10 +103,10 @@ def main(command: str, words: Sequence[str]) -> int:
         if not isinstance(error, NsbuildError):
             raise
         problem = str(error)
+    if result is not None:
+        problem = _tell(result, call.program, call.verbose, call.options.limits, problem)
     if problem:
         _say(problem)
-    if result is not None:
-        _tell(result, call.program, call.verbose, call.options.limits)
     if call.report:
         return _report(call, result, problem, code, time.monotonic() - began)
     return code
@@ -183,7 +185,8 @@ def _report(call: _Call, result: WrapResult | None, problem: str, code: int, sec
     return code
 
 
-def _tell(result: WrapResult, ran: str, verbose: bool, limits: Limits | None) -> None:
+def _tell(result: WrapResult, ran: str, verbose: bool, limits: Limits | None, problem: str) -> str:
+    """Say what is worth saying. Returns the problem, still to be said: ours, or the command's."""
     if verbose:
         for path, choice in result.attached.items():
             _say(f"{path}: {choice.how}, since {choice.why}.")
@@ -197,15 +200,14 @@ def _tell(result: WrapResult, ran: str, verbose: bool, limits: Limits | None) ->
 
         if killed := oom_sentence(outcome.usage, limits):
             _say(f"{ran}: {killed}.")
+    if problem:
+        return problem
     if outcome.timed_out:
-        _say(f"{ran} was ended by the time limit.")
-    elif outcome.error:
-        reason = os.strerror(outcome.error_number) if outcome.error == "cannot execute" else ""
-        _say(f"{ran}: {outcome.error}{f' ({reason})' if reason else ''}.")
-
-
-def _end_of_options(words: Sequence[str]) -> int:
-    return list(words).index("--") if "--" in words else len(words)
+        return f"{ran} was ended by the time limit."
+    if outcome.error:
+        reason = "" if outcome.error == "not found" else os.strerror(outcome.error_number)
+        return f"{ran}: {outcome.error}{f' ({reason})' if reason else ''}."
+    return ""
 
 
 def _parse(command: str, words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -217,6 +219,8 @@ def _parse(command: str, words: Sequence[str]) -> tuple[dict[str, list[str]], li
         if word == "--":
             break
         name, equals, value = word.partition("=")
+        if word in ("-h", "--help"):
+            return {"--help": []}, []
         metavar, _, commands = OPTIONS.get(name, ("", "", ()))
         if command not in commands:
             raise Misused(f"There is no option {name}.")

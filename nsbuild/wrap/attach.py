@@ -23,6 +23,7 @@ class Facts(Value):
     parent_uid: int
     parent_mode: int
     parent_writable: bool
+    writable: bool = True
     mount_point: bool = False
     mounts_inside: bool = False
 
@@ -49,6 +50,7 @@ def read_facts(path: str, mounts: Iterable[str] | None = None) -> Facts:
         above.st_uid,
         stat.S_IMODE(above.st_mode),
         os.access(parent, os.W_OK | os.X_OK),
+        os.access(real, os.W_OK | os.X_OK),
         real in points,
         any(point.startswith(f"{real}/") for point in points),
     )
@@ -82,7 +84,7 @@ def choose(facts: Facts, uid: int, *, mount: int | None = None, wanted: str = "a
         return Choice("bind", f"{os.path.dirname(facts.path)} cannot be written, so nothing in it can be renamed")
     if uid != 0 and facts.parent_mode & stat.S_ISVTX and uid not in (facts.uid, facts.parent_uid):
         return Choice("bind", f"{os.path.dirname(facts.path)} is sticky, and {facts.path} is not yours")
-    if uid != 0 and facts.mode & 0o300 != 0o300:
+    if not facts.writable:
         # A directory that changes parents is written to: its ".." changes.
         return Choice("bind", f"{facts.path} has no write permission of its own")
     return Choice("adopt", "it can be renamed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -21,14 +22,17 @@ _GRACE = 10.0
 def run_directly(argv: Sequence[str], environ: Mapping[str, str], timeout: float | None) -> Outcome:
     """Run `argv` with the caller's own environment, stdio and working directory, and wait for it.
 
-    Signals that another process sends are passed on; those of a terminal reach the command by themselves. Raises
-    OSError when it cannot be started.
+    Signals that another process sends are passed on; those of a terminal reach the command by themselves.
     """
     watched = {*FORWARDED, signal.SIGCHLD}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     try:
         began = time.monotonic()
-        pid = os.posix_spawnp(argv[0], list(argv), environ, setsigmask=(), setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
+        try:
+            pid = _spawn(argv, environ)
+        except OSError as error:
+            missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+            return Outcome(None, None, "not found" if missing else "cannot execute", error.errno or 0)
         deadline = None if timeout is None else began + timeout
         next_signal, timed_out = signal.SIGTERM, False
         forwarded: list[int] = []
@@ -58,3 +62,14 @@ def run_directly(argv: Sequence[str], environ: Mapping[str, str], timeout: float
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _spawn(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    ignored = (signal.SIGPIPE, signal.SIGXFSZ)  # by Python
+    try:
+        return os.posix_spawnp(argv[0], list(argv), environ, setsigmask=(), setsigdef=ignored)
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+        # A script without #!: shells run it with sh, and so do builders.
+        return os.posix_spawn("/bin/sh", ["sh", *argv], environ, setsigmask=(), setsigdef=ignored)

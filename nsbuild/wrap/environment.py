@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -18,7 +20,7 @@ def map_environment(
 
     HOME is the run path. TMPDIR is left out when it names something below none of `visible`.
     """
-    longest_first = sorted(paths.items(), key=lambda pair: -len(pair[0]))
+    longest_first = by_length(paths)
     mapped = {name: map_path(value, longest_first) for name, value in environ.items()}
     mapped["HOME"] = home
     if "TMPDIR" in mapped and not seen(mapped["TMPDIR"], visible):
@@ -38,6 +40,16 @@ def map_path(value: str, paths: Iterable[tuple[str, str]]) -> str:
         if below(value, old):
             return new + value[len(old) :]
     return value
+
+
+def by_length(paths: Mapping[str, str]) -> list[tuple[str, str]]:
+    """For `map_path`: the longest first, since one directory may lie in another."""
+    return sorted(paths.items(), key=lambda pair: -len(pair[0]))
+
+
+def spellings(given: str, real: str) -> list[str]:
+    """How a caller may write a directory. Not by a bare name: APP_NAME=build has nothing to do with ./build."""
+    return [*([given] if "/" in given else []), os.path.abspath(given), real]
 
 
 def below(path: str, directory: str) -> bool:

@@ -126,17 +126,20 @@ def abandoned(directory: str) -> Iterator[tuple[str, int]]:
         yield path, fd
 
 
-def workspaces(directory: str) -> set[str]:
-    """Every workspace that a journal names: the caller's directories may be in it."""
-    named = set()
-    for name in os.listdir(directory):
+def entries(directory: str) -> Iterator[Entry]:
+    """Every journal, whether or not anybody holds it."""
+    for name in sorted(os.listdir(directory)):
         try:
             entry = read(f"{directory}/{name}")
         except FileNotFoundError:
             continue
         if entry is not None:
-            named.add(entry.workspace)
-    return named
+            yield entry
+
+
+def workspaces(directory: str) -> set[str]:
+    """Every workspace that a journal names: the caller's directories may be in it."""
+    return {entry.workspace for entry in entries(directory)}
 
 
 def held(directory: str) -> Iterator[Entry]:

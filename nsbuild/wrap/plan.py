@@ -13,7 +13,7 @@ from nsbuild.wrap import attach, environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from nsbuild.errors import NsbuildError
     from nsbuild.sandbox.limits import Limits
@@ -24,8 +24,8 @@ class WrapOptions(Value):
     """What `compile` and `exec` have in common. `binds` are (host path, path in the view); `timeout` is in seconds.
 
     `attach` is `auto`, `adopt` or `bind`; `fallback` is `never` or `direct`; `exports` are files to source before
-    the command; `tmp` is a directory that stays `/tmp` over a chain of calls; `export_to` gets the `export` of a
-    read-only buildpack. `tty` gives the command a terminal of its own, relayed to ours.
+    the command; `tmp` is a directory that stays `/tmp` over a chain of calls; `export_to` gets the `export` of the
+    buildpack. `tty` gives the command a terminal of its own, relayed to ours.
     """
 
     run_path: str = "/app"
@@ -66,7 +66,10 @@ class Plan(Value):
     attached: Mapping[str, attach.Choice]
     lent: Mapping[str, str]
     """Path in the view -> the caller's own directory that is renamed there."""
-    copied_buildpack: str = ""
+    buildpack: str = ""
+    """The host's directory whose bin/compile is run, and where its `export` will be."""
+    copied: bool = False
+    """`buildpack` is in the workspace, and is still to be copied there."""
 
 
 def make_plan(
@@ -103,58 +106,63 @@ def make_plan(
     choice = attach.choose(build, uid, mount=mount, wanted=wanted)
     if wanted == "adopt" and choice.how != "adopt":
         raise refused(f"BUILD_DIR cannot be adopted: {choice.why}.", "Give --attach auto.")
-    attached = {build.path: choice}
-    paths = {request.build_dir: layout.build_dir, build.path: layout.build_dir}
-    lent: dict[str, str] = {}
-    binds: list[Bind] = []
-
-    def attach_directory(facts: attach.Facts, path: str, how: attach.Choice) -> None:
-        attached[facts.path] = how
-        if how.how == "adopt":
-            lent[path] = facts.path
-        else:
-            binds.append(_writable(facts.path, path))
-
-    attach_directory(build, layout.build_dir, choice)
-    if options.tmp:
-        os.makedirs(options.tmp, mode=0o1777, exist_ok=True)
+    here = _Attachments(uid, user)
+    here.add(request.build_dir, build, layout.build_dir, choice)
+    if options.tmp and os.path.isdir(options.tmp):
         facts = attach.read_facts(options.tmp, mounts)
-        attach_directory(facts, "/tmp", _alike(attach.choose(facts, uid, mount=mount, wanted=wanted), facts, user))
-        paths[options.tmp] = paths[facts.path] = "/tmp"
+        _refuse_overlap("--tmp", facts.path, here.attached)
+        how = here.alike(attach.choose(facts, uid, mount=mount, wanted=wanted), facts)
+        if facts.path in environment.OWN:
+            how = attach.Choice("bind", f"{facts.path} is everybody's")
+        here.add(options.tmp, facts, "/tmp", how)
+    cache_dir, env_dir = layout.cache_dir, layout.env_dir
     if request.cache_dir:
         facts = attach.read_facts(request.cache_dir, mounts)
-        how = _alike(attach.choose(facts, uid, mount=mount, wanted=wanted), facts, user)
-        if options.tmp and "/tmp" not in lent:
-            how = attach.Choice("bind", "/tmp is bind-mounted")
-        attach_directory(facts, layout.cache_dir, how)
-        paths[request.cache_dir] = paths[facts.path] = layout.cache_dir
+        cache_dir = here.at(facts.path)
+        if cache_dir == facts.path:
+            cache_dir = layout.cache_dir
+            _refuse_overlap("CACHE_DIR", facts.path, here.attached)
+            how = here.alike(attach.choose(facts, uid, mount=mount, wanted=wanted), facts)
+            if options.tmp and "/tmp" not in here.lent:
+                how = attach.Choice("bind", "/tmp is bind-mounted")
+            if wanted == "adopt" and how.how != "adopt":
+                raise refused(f"CACHE_DIR cannot be adopted: {how.why}.", "Give --attach auto.")
+            if uid == 0:
+                _refuse_mixed(facts.path, 0 if facts.uid == 0 else user.uid)
+            here.add(request.cache_dir, facts, cache_dir, how)
     if request.env_dir and os.path.isdir(request.env_dir):
         real = os.path.realpath(request.env_dir)
-        binds.append(_writable(real, layout.env_dir))
-        paths[request.env_dir] = paths[real] = layout.env_dir
+        env_dir = here.at(real)
+        if env_dir == real:
+            env_dir = layout.env_dir
+            here.binds.append(_writable(real, env_dir))
+            here.call(env_dir, request.env_dir, real)
     if uid == 0:
-        for path in (build.path, *(lent.values())):
-            _refuse_mixed(path, user)
-    copied = ""
-    if request.buildpack:
-        copied = "" if os.access(request.buildpack, os.W_OK) else f"{workspace}/buildpack"
-        source = copied or request.buildpack
-        binds.append(
-            Bind(
-                request.buildpack, source, writable=True, root_on_disk=uid == 0 and not copied and _root_owned(source)
-            )
-        )
+        for path in (build.path, *(path for seen, path in here.lent.items() if seen != cache_dir)):
+            _refuse_mixed(path, 0 if user.root_on_disk else user.uid)
+    buildpack, copied = here.at(request.buildpack), ""
+    if buildpack and buildpack == request.buildpack:
+        copied = "" if os.access(buildpack, os.W_OK) else f"{workspace}/buildpack"
+        source = copied or buildpack
+        on_disk = uid == 0 and not copied and _root_owned(source)
+        here.binds.append(Bind(buildpack, source, writable=True, root_on_disk=on_disk))
     exports = [os.path.realpath(path) for path in options.exports if os.path.isfile(path)]
-    binds += [Bind(path, path, directory=False) for path in exports]
-    log = environ.get("BUILDPACK_LOG_FILE", "")
-    if log.startswith("/") and os.path.isfile(log) and not log.startswith("/dev/"):
-        binds.append(_writable(log, log, directory=False))
+    here.binds += [Bind(path, path, directory=False) for path in exports if here.at(path) == path]
+    log = log_file(environ)
+    if os.path.isfile(log) and here.at(os.path.realpath(log)) == os.path.realpath(log):
+        here.binds.append(_writable(log, log, directory=False))
+    lent, binds, paths = here.lent, here.binds, here.paths
     if options.network == "host":
-        binds += network_binds(network_needs(environ), layout.build_dir)
+        needed = network_binds(network_needs(environ), layout.build_dir)
+        binds += [bind for bind in needed if here.at(bind.source) == bind.source]
     for origin, path in options.binds:
         if not os.path.exists(origin):
             raise usage(f"--bind {origin}: it does not exist.")
-        binds.append(Bind(path, os.path.realpath(origin), directory=os.path.isdir(origin)))
+        source = os.path.realpath(origin)
+        for directory in lent.values():
+            if environment.below(source, directory):
+                raise usage(f"--bind {origin}: {directory} is renamed, and it with it.", "Give --attach bind.")
+        binds.append(Bind(path, source, directory=os.path.isdir(origin)))
 
     places = {"/tmp": f"{workspace}/tmp", **lent}
     if options.tmp and "/tmp" not in lent:
@@ -177,10 +185,58 @@ def make_plan(
     env = environment.map_environment(environ, paths, layout.home, shown)
     argv = request.argv
     if request.buildpack:
-        arguments = [layout.build_dir, layout.cache_dir, *([layout.env_dir] if request.env_dir else [])]
-        argv = (f"{request.buildpack}/bin/compile", *arguments)
-    cwd = _working_directory(paths, shown, request.buildpack or layout.build_dir)
-    return Plan(workspace, user, view, with_exports(exports, argv), env, cwd, attached, lent, copied)
+        arguments = [layout.build_dir, cache_dir, *([env_dir] if request.env_dir else [])]
+        argv = (f"{buildpack}/bin/compile", *arguments)
+    argv = with_exports([here.at(path) for path in exports], argv)
+    cwd = _working_directory(paths, shown, buildpack or layout.build_dir)
+    return Plan(workspace, user, view, argv, env, cwd, here.attached, lent, copied or request.buildpack, bool(copied))
+
+
+def log_file(environ: Mapping[str, str]) -> str:
+    """The file that BUILDPACK_LOG_FILE names; empty for none, or a device."""
+    log = environ.get("BUILDPACK_LOG_FILE", "")
+    return log if log.startswith("/") and not log.startswith("/dev/") else ""
+
+
+class _Attachments:
+    """How the caller's directories get into the view, and where they are there."""
+
+    def __init__(self, uid: int, user: User) -> None:
+        self.uid = uid
+        self.user = user
+        self.attached: dict[str, attach.Choice] = {}
+        self.lent: dict[str, str] = {}
+        self.binds: list[Bind] = []
+        self.paths: dict[str, str] = {}
+
+    def add(self, given: str, facts: attach.Facts, path: str, how: attach.Choice) -> None:
+        self.attached[facts.path] = how
+        if how.how == "adopt":
+            self.lent[path] = facts.path
+        else:
+            self.binds.append(_writable(facts.path, path))
+        self.call(path, given, facts.path)
+
+    def call(self, path: str, given: str, real: str) -> None:
+        """What the caller may write for a directory is `path` in the view."""
+        for spelling in environment.spellings(given, real):
+            self.paths[spelling] = path
+
+    def at(self, path: str) -> str:
+        """Where the view has something of the host's: the same path, unless an attached directory holds it."""
+        return environment.map_path(path, environment.by_length(self.paths))
+
+    def alike(self, choice: attach.Choice, facts: attach.Facts) -> attach.Choice:
+        """One mount has one idmapping: what root owns and what the user owns cannot be plain directories of one."""
+        if self.uid == 0 and choice.how == "adopt" and (facts.uid == 0) != self.user.root_on_disk:
+            return attach.Choice("bind", f"{facts.path} belongs to uid {facts.uid}, unlike BUILD_DIR")
+        return choice
+
+
+def _refuse_overlap(what: str, path: str, others: Iterable[str]) -> None:
+    for other in others:
+        if environment.below(other, path) or environment.below(path, other):
+            raise usage(f"{what} {path} and {other} lie in one another.", "Give it a directory of its own.")
 
 
 def _writable(source: str, path: str, directory: bool = True) -> Bind:
@@ -193,20 +249,12 @@ def _root_owned(path: str) -> bool:
     return os.stat(path).st_uid == 0
 
 
-def _alike(choice: attach.Choice, facts: attach.Facts, user: User) -> attach.Choice:
-    """One mount has one idmapping: what root owns and what the user owns cannot be plain directories of one."""
-    if os.geteuid() == 0 and choice.how == "adopt" and (facts.uid == 0) != user.root_on_disk:
-        return attach.Choice("bind", f"{facts.path} belongs to uid {facts.uid}, unlike BUILD_DIR")
-    return choice
-
-
-def _refuse_mixed(path: str, user: User) -> None:
+def _refuse_mixed(path: str, wanted: int) -> None:
     """As root: files of a third user would be nobody's inside, and the build fail half-way."""
     from nsbuild.tree.beneath import open_root
     from nsbuild.tree.descent import Descent
     from nsbuild.tree.walk import Event, walk
 
-    wanted = 0 if user.root_on_disk else user.uid
     with Descent(path, open_root(path, None)) as descent:
         for event, name, info in walk(descent):
             if event is not Event.LEAVE and info.st_uid != wanted:
@@ -228,7 +276,7 @@ def _working_directory(paths: Mapping[str, str], shown: Sequence[str], default: 
         here = os.getcwd()
     except FileNotFoundError:
         return default
-    mapped = environment.map_path(here, sorted(paths.items(), key=lambda pair: -len(pair[0])))
+    mapped = environment.map_path(here, environment.by_length(paths))
     if mapped != here:
         return mapped
     return here if environment.seen(here, shown) and here not in environment.OWN else default

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
 _FRESH = ("tmp", "var-tmp")
+SHAPES = 64
+"""As many kinds of launches have a skeleton of their own: builders make up paths for every call."""
 
 
 class Workspace:

@@ -12,6 +12,7 @@ from nsbuild.wrap import journal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 _WAIT = 10.0
@@ -22,14 +23,25 @@ class StillRunning(OSError):
     """The build of a journal is still alive, so nothing may be taken from under it."""
 
 
-def recover_all(directory: str) -> list[str]:
-    """Put back what abandoned journals tell of. Returns sentences for a person. Raises OSError."""
+def recover_all(directory: str, failed: Callable[[OSError], None] | None = None) -> list[str]:
+    """Put back what abandoned journals tell of. Returns sentences for a person.
+
+    `failed` is told of what cannot be put back (now); without it the first such OSError is raised at the end.
+    """
     said = []
+    errors = []
     for path, fd in journal.abandoned(directory):
         try:
             said += put_back(path)
+        except OSError as error:
+            errors.append(error)
         finally:
             os.close(fd)
+    if errors and failed is None:
+        raise errors[0]
+    if failed is not None:
+        for problem in errors:
+            failed(problem)
     return said
 
 

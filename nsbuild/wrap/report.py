@@ -49,7 +49,7 @@ def make_record(
             command,
             buildpack,
             seconds=round(sum(outcome.timings.values()), 3),
-            exit_code=None if outcome.signal is not None else outcome.exit_code,
+            exit_code=outcome.status,
             signal=outcome.signal,
             user_seconds=round(outcome.user_seconds, 3),
             system_seconds=round(outcome.system_seconds, 3),

@@ -13,8 +13,8 @@ from nsbuild.sandbox.mounts import mount_points
 from nsbuild.sandbox.outcome import AfterCommandError, LaunchError
 from nsbuild.sandbox.value import Value
 from nsbuild.sandbox.view import Bind
-from nsbuild.wrap import attach, journal, pool, recovery
-from nsbuild.wrap.plan import Plan, Request, WrapOptions, make_plan, refused, usage
+from nsbuild.wrap import attach, journal, pool, recovery, turns
+from nsbuild.wrap.plan import Plan, Request, WrapOptions, log_file, make_plan, refused, usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,20 +84,31 @@ def _wrap(
     if options.tty and not (os.isatty(0) and os.isatty(1)):
         raise usage("--tty needs terminals on stdin and stdout.")
     state = journal.state_directory()
-    for sentence in recovery.recover_all(state):
-        say(f"recovered from an interrupted launch: {sentence}.")
+    _recover(state, say)
     lock = _lock(request.build_dir, state)
+    turn = None
     # A signal in the middle of this would leave the caller's directories in the workspace: it waits, and is the
     # command's once there is one.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         if request.cache_dir:
-            os.makedirs(request.cache_dir, exist_ok=True)
+            turn = turns.take(f"{os.path.dirname(state)}/turns", request.cache_dir, say)
+            if turn.waited:
+                _recover(state, say)
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         build = attach.read_facts(request.build_dir, [path for path, _ in mount_points()])
+        _make_missing(request, environ, options, build)
         workspace = _workspace(request, build, options, state)
         try:
-            plan = make_plan(request, environ, options, build, workspace.path, attach.mount_id(workspace.path))
-            return WrapResult(_run(plan, workspace, state, options), plan.attached)
+            try:
+                plan = make_plan(request, environ, options, build, workspace.path, attach.mount_id(workspace.path))
+            except BaseException:
+                workspace.leave()
+                raise
+            try:
+                return WrapResult(_run(plan, workspace, state, options), plan.attached)
+            except AfterCommandError as error:
+                raise Unfinished(WrapResult(error.outcome, plan.attached), error) from error
         except LaunchError as error:
             if options.fallback != "direct":
                 raise
@@ -106,7 +117,49 @@ def _wrap(
             workspace.close()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if turn is not None:
+            turn.end()
         os.close(lock)
+
+
+class Unfinished(AfterCommandError):
+    """As AfterCommandError, with what is known of the launch."""
+
+    def __init__(self, result: WrapResult, error: AfterCommandError) -> None:
+        super().__init__(result.outcome, error.errno, str(error))
+        self.result = result
+
+
+def _recover(state: str, say: Callable[[str], None]) -> None:
+    """Before anything else. What cannot be put back (now) is in the way of its own BUILD_DIR only."""
+
+    def failed(error: OSError) -> None:
+        place = f"{error.filename}: " if error.filename else ""
+        say(f"an interrupted launch cannot be recovered from: {place}{error.strerror}.")
+
+    for sentence in recovery.recover_all(state, failed):
+        say(f"recovered from an interrupted launch: {sentence}.")
+
+
+def _make_missing(request: Request, environ: Mapping[str, str], options: WrapOptions, build: attach.Facts) -> None:
+    """What a buildpack would make itself at a path that the view does not have. As root it is BUILD_DIR's owner's."""
+    made = []
+    for path in (request.cache_dir, options.tmp):
+        if path and not os.path.isdir(path):
+            os.makedirs(path)
+            made.append(path)
+            if path == options.tmp:
+                os.chmod(path, 0o1777)
+    log = log_file(environ)
+    if log and not os.path.lexists(log):
+        try:
+            os.close(os.open(log, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+            made.append(log)
+        except OSError:
+            pass  # as it would be for the buildpack
+    if os.geteuid() == 0 and build.uid != 0:
+        for path in made:
+            os.chown(path, build.uid, os.stat(build.path).st_gid)
 
 
 def _fall_back(
@@ -142,9 +195,8 @@ def _workspace(request: Request, build: attach.Facts, options: WrapOptions, stat
         return pool.make(f"{os.path.dirname(build.path)}/.nsbuild-{os.urandom(4).hex()}")
     # Alike launches have alike skeletons; one that does not fit is made anew, so a clash costs no more than time.
     shape = (request.buildpack, bool(request.cache_dir), bool(request.env_dir), adopt, options)
-    return pool.take(
-        f"{shared}/{zlib.crc32(repr(shape).encode('utf-8', 'surrogateescape')):08x}", journal.workspaces(state)
-    )
+    number = zlib.crc32(repr(shape).encode("utf-8", "surrogateescape")) % pool.SHAPES
+    return pool.take(f"{shared}/{number}", journal.workspaces(state))
 
 
 def _lock(build_dir: str, state: str) -> int:
@@ -156,6 +208,12 @@ def _lock(build_dir: str, state: str) -> int:
             if os.path.realpath(build_dir) in entry.places.values():
                 raise refused(
                     f"BUILD_DIR {build_dir} is in use by another nsbuild (process {entry.launcher})."
+                ) from None
+        for entry in journal.entries(state):
+            if os.path.realpath(build_dir) in entry.places.values():
+                raise refused(
+                    f"BUILD_DIR {build_dir} is in {entry.workspace} still, where an interrupted nsbuild had it.",
+                    "nsbuild recover says what is in the way.",
                 ) from None
         raise usage(f"BUILD_DIR {build_dir} does not exist.") from None
     except NotADirectoryError:
@@ -176,35 +234,78 @@ def _run(plan: Plan, workspace: pool.Workspace, state: str, options: WrapOptions
         # Before there is a guardian, which would be a stranger in our cgroup, and keep us from leaving it.
         settle()
     kept = journal.Journal(state, plan.workspace, plan.lent)
-    guardian = recovery.Guardian(kept) if plan.lent else None
+    guardian = None
+
+    def on_step(step: str, about: str) -> None:
+        try:
+            kept.note(step, about)
+        except OSError:
+            if step != "given back":  # it is, whether or not we can write that down
+                raise
+
     try:
-        workspace.furnish(_owner(plan))
-        if plan.copied_buildpack:
-            _copy_buildpack(plan)
-        with Launcher(isolated=False, on_step=kept.note, keep=workspace.lasting) as launcher:
-            outcome = launcher.launch(
-                plan.view,
-                plan.argv,
-                env=plan.env,
-                cwd=plan.cwd,
-                timeout=options.timeout,
-                tty=options.tty,
-                limits=options.limits,
-            )
-        if plan.copied_buildpack and options.export_to and outcome.exit_code == 0:
-            _keep_export(plan.copied_buildpack, options.export_to)
-        workspace.leave()
-        kept.end()
+        try:
+            guardian = recovery.Guardian(kept) if plan.lent else None
+            workspace.furnish(_owner(plan))
+            if plan.copied:
+                _copy_buildpack(plan)
+            with Launcher(isolated=False, on_step=on_step, keep=workspace.lasting) as launcher:
+                outcome = launcher.launch(
+                    plan.view,
+                    plan.argv,
+                    env=plan.env,
+                    cwd=plan.cwd,
+                    timeout=options.timeout,
+                    tty=options.tty,
+                    limits=options.limits,
+                )
+        except BaseException as error:
+            _put_back(plan, workspace, kept, error)
+            raise
+        _finish(plan, workspace, kept, options, outcome)
         return outcome
-    except AfterCommandError:
-        raise  # something lent is in the workspace still, and the journal tells of it
-    except BaseException:
-        workspace.leave()
-        kept.end()
-        raise
     finally:
         if guardian is not None:
             guardian.dismiss()
+
+
+def _finish(
+    plan: Plan, workspace: pool.Workspace, kept: journal.Journal, options: WrapOptions, outcome: Outcome
+) -> None:
+    """Everything is back. Raises AfterCommandError."""
+    try:
+        try:
+            if plan.buildpack and options.export_to and outcome.exit_code == 0:
+                _keep_export(plan.buildpack, options.export_to)
+        finally:
+            try:
+                workspace.leave()
+            finally:
+                kept.end()
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise AfterCommandError(outcome, error.errno or 0, f"{place}{error.strerror}") from error
+
+
+def _put_back(plan: Plan, workspace: pool.Workspace, kept: journal.Journal, failure: BaseException) -> None:
+    """The launch has failed, and nothing runs: what is not back yet is put back. Raises NsbuildError.
+
+    What still cannot be stays in the workspace, and the journal tells of it.
+    """
+    from nsbuild.sandbox.skeleton import give_back_orphans
+
+    try:
+        returned = give_back_orphans(plan.workspace, plan.lent)
+    except OSError as error:
+        advice = f"{error.filename}: {error.strerror}. Put that right, then run nsbuild recover"
+        if isinstance(failure, AfterCommandError):
+            raise AfterCommandError(failure.outcome, failure.errno, advice) from error
+        raise refused(f"{failure}; and what was adopted could not be put back: {advice}.") from error
+    if isinstance(failure, AfterCommandError):
+        beside = {source: place for source, place in returned if place != source}
+        failure.outcome = failure.outcome.replace(kept_beside=beside)
+    workspace.leave()
+    kept.end()
 
 
 def _owner(plan: Plan) -> tuple[int, int] | None:
@@ -217,22 +318,26 @@ def _copy_buildpack(plan: Plan) -> None:
     """A read-only buildpack is run from a copy: they append to `export` in their own directory."""
     from nsbuild.tree.copy import copy_tree
 
-    bind = next(op for op in plan.view.operations if isinstance(op, Bind) and op.source == plan.copied_buildpack)
+    bind = next(op for op in plan.view.operations if isinstance(op, Bind) and op.source == plan.buildpack)
     owner = (plan.user.uid, plan.user.gid) if os.geteuid() == 0 else None
-    copy_tree(bind.path, plan.copied_buildpack, owner=owner)
-    os.chmod(plan.copied_buildpack, 0o755)
+    copy_tree(bind.path, plan.buildpack, owner=owner)
+    os.chmod(plan.buildpack, 0o755)
 
 
 def _keep_export(buildpack: str, target: str) -> None:
-    from nsbuild.tree import read_beneath, write_atomic
+    """`target` becomes what this buildpack exports, which may be nothing."""
+    from nsbuild.tree import open_beneath, read_beneath, write_atomic
 
-    fd = os.open(buildpack, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = open_beneath(root, buildpack[1:], os.O_PATH | os.O_DIRECTORY)
+    finally:
+        os.close(root)
     try:
         content = read_beneath(fd, "export", 1 << 20)
     finally:
         os.close(fd)
-    if content is not None:
-        write_atomic(target, content)
+    write_atomic(target, content or b"")
 
 
 def _directory(path: str, what: str) -> str:
