@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from nsbuild.lazy import names_of
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nsbuild.buildpack.buildpack import Buildpack, install, open_reference
@@ -33,16 +35,6 @@ __all__ = [
     "write_env_dir",
 ]
 
-_MODULES = ("buildpack", "environment", "network", "phases", "procfile", "release_yaml")
-
-
-def __getattr__(name: str) -> object:
-    """`nsbuild compile` needs one module of these, and cannot wait for the others."""
-    from importlib import import_module
-
-    if name in __all__:
-        for module in _MODULES:
-            found = getattr(import_module(f"{__name__}.{module}"), name, None)
-            if found is not None:
-                return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_of(
+    __name__, __all__, ("buildpack", "environment", "network", "phases", "procfile", "release_yaml")
+)

@@ -237,7 +237,7 @@ TABLE: tuple[Restriction, ...] = (
     Restriction(
         "gvisor", REFUSED, (), (), _gvisor,
         "This is gVisor, whose mount namespaces lack what a build needs.",
-        fixes.say("Run the buildpack without nsbuild, or use a runtime class other than gVisor's."),
+        fixes.say("Use the direct path (--fallback direct), or a runtime class other than gVisor's."),
     ),
     Restriction(
         "wsl1", REFUSED, (EXISTS,), (), _wsl1, "This is WSL 1, which has no user namespaces.",
@@ -252,7 +252,7 @@ TABLE: tuple[Restriction, ...] = (
     Restriction(
         "nested", REFUSED, (), (errno.EPERM, errno.ENOSYS), _nested,
         "This is inside a build that nsbuild runs, and its seccomp filter refuses mounts to everything in there.",
-        fixes.say("Run the inner build outside, or without nsbuild: it is in a sandbox already."),
+        fixes.say("Run the inner build outside, or directly (--fallback direct): it is in a sandbox already."),
     ),
     Restriction(
         "pids-max", REFUSED, (), (errno.EAGAIN,), _pids,

@@ -7,6 +7,8 @@ through no symbolic link, without recursion.
 
 from __future__ import annotations
 
+from nsbuild.lazy import names_of
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from nsbuild.tree.beneath import open_beneath, read_beneath
@@ -30,16 +32,4 @@ __all__ = [
     "write_atomic",
 ]
 
-_MODULES = ("beneath", "copy", "links", "remove", "replace", "walk")
-
-
-def __getattr__(name: str) -> object:
-    """Only what is used is imported: a launch needs `remove_tree`, and is over sooner than `copy` is imported."""
-    from importlib import import_module
-
-    if name in __all__:
-        for module in _MODULES:
-            found = getattr(import_module(f"{__name__}.{module}"), name, None)
-            if found is not None:
-                return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_of(__name__, __all__, ("beneath", "copy", "links", "remove", "replace", "walk"))

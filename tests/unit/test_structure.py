@@ -15,6 +15,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 LEVELS = {
+    "nsbuild.lazy": -1,
     "nsbuild.tree": 0,
     "nsbuild.errors": 0,
     "nsbuild.interrupts": 0,
