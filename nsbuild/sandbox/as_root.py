@@ -74,7 +74,14 @@ def _take_mounts(view: View, skeleton: Skeleton) -> dict[str, int]:
     if swapped:
         swap = _swapping_namespace(view.user.uid, view.user.gid)
         for fd in swapped:
-            kernel.mount_setattr(fd, "", kernel.AT_EMPTY_PATH, attr_set=kernel.MOUNT_ATTR_IDMAP, userns_fd=swap)
+            flags = kernel.AT_EMPTY_PATH
+            try:
+                # What is mounted below belongs to root as well; not every filesystem can be mapped.
+                kernel.mount_setattr(
+                    fd, "", flags | kernel.AT_RECURSIVE, attr_set=kernel.MOUNT_ATTR_IDMAP, userns_fd=swap
+                )
+            except kernel.KernelError:
+                kernel.mount_setattr(fd, "", flags, attr_set=kernel.MOUNT_ATTR_IDMAP, userns_fd=swap)
         os.close(swap)
     return mounts
 

@@ -326,10 +326,8 @@ def _rename_to_free(parent: int, name: str, target: str) -> str:
                 if not os.path.lexists(place):
                     os.rename(name, place, src_dir_fd=parent)
                     return place
-            elif error.errno == errno.ENOENT:
-                raise FileNotFoundError(error.errno, error.strerror, place) from None
             elif error.errno != errno.EEXIST:
-                raise
+                raise OSError(error.errno, os.strerror(error.errno or 0), place) from None
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
 
 

@@ -255,14 +255,18 @@ def _refuse_mixed(path: str, wanted: int) -> None:
     from nsbuild.tree.descent import Descent
     from nsbuild.tree.walk import Event, walk
 
+    def refuse(what: str, uid: int) -> NsbuildError:
+        return refused(
+            f"{what} belongs to uid {uid}, and not to uid {wanted}: a build can only be one of them.",
+            f"chown -R {wanted} {path}, or give --user.",
+        )
+
+    if os.stat(path).st_uid != wanted:
+        raise refuse(path, os.stat(path).st_uid)
     with Descent(path, open_root(path, None)) as descent:
         for event, name, info in walk(descent):
             if event is not Event.LEAVE and info.st_uid != wanted:
-                raise refused(
-                    f"{descent.relative(name) if name else path} in {path} belongs to uid {info.st_uid},"
-                    f" the directory to uid {wanted}: a build can only be one of them.",
-                    f"chown -R {wanted} it.",
-                )
+                raise refuse(f"{descent.relative(name)} in {path}" if name else path, info.st_uid)
 
 
 def _shown(view: View, places: Mapping[str, str]) -> list[str]:
