@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import Child, eventually, write
+from support.processes import Child, write
 from support.rooms import ENV, PYTHON, Room
 from support.terminals import Terminal, at_a_terminal
 
@@ -50,7 +50,7 @@ def lines(terminal: Terminal) -> list[str]:
     return terminal.output.rest().decode().splitlines()
 
 
-def test_it_is_the_views_own_and_controls_the_session(room: Room) -> None:
+def test_it_is_the_views_own(room: Room) -> None:
     terminal = Terminal()
     callers = os.stat(terminal.name).st_dev
     child = start(
@@ -68,6 +68,15 @@ def test_it_is_the_views_own_and_controls_the_session(room: Room) -> None:
     assert said[:5] == ["/dev/pts/0", "three", "0", "ptmx", "controlling"]
     held = [int(line.split()[1]) for line in said[5:] if line.startswith("88 ")]  # 0x88: the other end of a pty
     assert held and callers not in held, said
+
+
+def test_it_controls_the_session_of_any_command(either: Room) -> None:
+    """bash opens what its stdin is, and has a controlling terminal if it had none before."""
+    terminal = Terminal()
+    code = "import os; print(os.tcgetpgrp(os.open('/dev/tty', os.O_RDWR)) == os.getsid(0) == os.getpid())"
+    child = start(either, terminal, [PYTHON, "-I", "-c", code])
+    assert lines(terminal) == ["True"]
+    assert child.result().exit_code == 0
 
 
 def test_a_shell_has_job_control(room: Room) -> None:
@@ -213,10 +222,7 @@ def test_what_was_typed_ahead_is_for_whoever_comes_next(simple: Room) -> None:
     terminal.started()
     terminal.says(b"ready")
     terminal.type(b"next\r")
-    # The line discipline has no line, only what came while it was raw: end one now.
-    assert eventually(lambda: bool(terminal.modes()[3] & termios.ICANON))
-    terminal.type(b"\r")
-    assert child.result(20).startswith(b"next")
+    assert child.result(20) == b"next\r"
     terminal.output.rest()
 
 
@@ -242,44 +248,39 @@ def test_in_the_background_the_modes_are_the_shells(simple: Room) -> None:
     """Changing them would stop us, and spoil what the shell has set."""
     terminal = Terminal()
     go_r, go_w = os.pipe()
-    done_r, done_w = os.pipe()
+    said_r, said_w = os.pipe()
 
     def before() -> None:
+        """Be a shell, and go on in its foreground job."""
         at_a_terminal(terminal.name)()
-        if os.fork() == 0:
-            # As a shell does that gets its terminal back.
-            os.close(go_w)
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        pid = os.fork()
+        if pid == 0:
             os.setpgid(0, 0)
-            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-            os.read(go_r, 1)
             os.tcsetpgrp(0, os.getpgrp())
-            modes = termios.tcgetattr(0)
-            modes[3] = termios.ICANON
-            termios.tcsetattr(0, termios.TCSANOW, modes)
-            os.write(done_w, b"d")
-            os.read(go_r, 1)
-            os._exit(0)
+            signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+            return
+        os.read(go_r, 1)
+        os.tcsetpgrp(0, os.getpgrp())
+        modes = termios.tcgetattr(0)
+        modes[3] = termios.ICANON
+        termios.tcsetattr(0, termios.TCSANOW, modes)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.1)
+        os.kill(pid, signal.SIGTERM)
+        _, status = os.waitpid(pid, os.WUNTRACED)
+        os.write(said_w, b"stopped" if os.WIFSTOPPED(status) else b"ended")
+        if os.WIFSTOPPED(status):
+            os.kill(pid, signal.SIGKILL)
+        os._exit(0)
 
     child = start(simple, terminal, "echo ready; exec sleep 60", before=before)
-    os.close(go_r)
     terminal.says(b"ready")
     os.write(go_w, b"g")
-    os.read(done_r, 1)
-    child.signal(signal.SIGCONT)
-    time.sleep(0.1)
-    child.signal(signal.SIGTERM)
-
-    def over() -> bool:
-        with open(f"/proc/{child.pid}/stat", encoding="utf-8") as file:  # noqa: PTH123
-            return file.read().rpartition(")")[2].split()[0] == "Z"
-
-    ended = eventually(over)
-    modes = terminal.modes()
-    os.close(go_w)
-    assert ended, "it was stopped by the terminal"
+    assert os.read(said_r, 99) == b"ended"
     assert child.result().exit_code == 128 + signal.SIGTERM
-    assert modes[3] == termios.ICANON
-    for fd in (done_r, done_w):
+    assert terminal.modes()[3] == termios.ICANON
+    for fd in (go_r, go_w, said_r, said_w):
         os.close(fd)
     terminal.output.rest()
 
