@@ -8,15 +8,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from support.processes import ROOT
 from support.rooms import filesystem
-from support.sites import PERSON, Result, Site, new_site, remove_site
+from support.sites import PERSON, Result, Site
 
 WAYS = ("user", "root", "root-owned")
 """Who runs nsbuild, an ordinary user or root, and whose the directories are on disk: that user's, or root's."""
@@ -119,27 +117,6 @@ def against(way: str, path: Path) -> str:
     if way == "root-owned" and filesystem(str(path)) not in ("ext4", "xfs", "btrfs", "f2fs"):
         return f"{filesystem(str(path))} cannot be mounted idmapped"
     return ""
-
-
-def in_every_way(name: str = "wrap") -> Callable[[pytest.FixtureRequest], Iterator[Builder]]:
-    def made(request: pytest.FixtureRequest) -> Iterator[Builder]:
-        site = new_site(name)
-        try:
-            way = getattr(request, "param", "user")
-            if reason := against(way, site.path):
-                pytest.skip(reason)
-            yield Builder(site, way)
-            site.nothing_left()
-        finally:
-            remove_site(site)
-
-    return made
-
-
-builder = pytest.fixture(params=WAYS, name="builder")(in_every_way())
-"""Once for each way."""
-person = pytest.fixture(name="person")(in_every_way())
-"""For an ordinary user only: where the way makes no difference, and for refusals."""
 
 
 def install(site: Site) -> Path:

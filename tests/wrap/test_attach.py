@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.builders import Builder
@@ -20,7 +21,7 @@ from support.sites import NSBUILD, PERSON, Result, as_root
 
 from nsbuild.sandbox import kernel
 
-pytest_plugins = ["support.builders"]
+pytest_plugins = ["support.builder_fixtures"]
 
 WAIT = 'echo ready; while [ ! -e "$3/go" ]; do sleep 0.02; done; '
 
@@ -55,7 +56,7 @@ def memory(builder: Builder) -> Iterator[Path]:
     assert not [name for name in left if name.startswith(".nsbuild")], left
 
 
-def how(builder: Builder, *options: str, **more: object) -> tuple[str, str]:
+def how(builder: Builder, *options: str, **more: Any) -> tuple[str, str]:
     """What became of BUILD_DIR and of CACHE_DIR, after a compile that writes into both."""
     builder.pack('cat "$1/source"; echo 1 > "$1/made"; echo 2 > "$2/made"')
     result = builder.compile("--verbose", *options, **more).ok()
@@ -453,7 +454,7 @@ def test_two_with_one_cache_take_turns(builder: Builder, attach: str) -> None:
     builder.own(second)
     builder.names.add("second")
     pack = builder.pack('cat "$2/file"', "reads")
-    words = ["compile", "--attach", attach, pack, second, builder.cache]
+    words: list[str | Path] = ["compile", "--attach", attach, pack, second, builder.cache]
     waiting = builder.start(*words)
     assert waiting.stderr is not None
     Output(os.dup(waiting.stderr.fileno())).wait_for(b"waiting")
@@ -565,7 +566,7 @@ def test_a_launch_that_fails_when_it_is_half_attached(person: Builder) -> None:
         if ROOT:
             become(PERSON, PERSON)
         place = Skeleton._place
-        placed = []
+        placed: list[object] = []
 
         def failing(self: Skeleton, operation: object) -> None:
             if len(placed) == 1:
@@ -573,7 +574,7 @@ def test_a_launch_that_fails_when_it_is_half_attached(person: Builder) -> None:
             placed.append(operation)
             place(self, operation)  # type: ignore[arg-type]
 
-        Skeleton._place = failing  # type: ignore[assignment,method-assign]
+        Skeleton._place = failing  # type: ignore[method-assign]
         try:
             compile_(str(person.path / "pack"), str(person.build), str(person.cache), "", {}, WrapOptions())
         except FileNotFoundError as error:
@@ -609,7 +610,7 @@ def test_a_failed_launch_whose_give_back_fails(person: Builder) -> None:
                 parent.chmod(0o555)
                 raise OSError(5, "Input/output error", "somewhere")
 
-        Skeleton._place = closing  # type: ignore[assignment,method-assign]
+        Skeleton._place = closing  # type: ignore[method-assign]
         options = WrapOptions(workspace_dir=str(work), fallback="direct")
         try:
             compile_(str(person.path / "pack"), str(person.build), str(person.cache), "", {}, options)

@@ -15,7 +15,7 @@ from support.processes import eventually
 from support.rooms import Output
 from support.sites import APPS, BUILDPACKS, PERSON, as_root, holding
 
-pytest_plugins = ["support.builders"]
+pytest_plugins = ["support.builder_fixtures"]
 
 NOISE = "for i in $(seq 200); do printf 'out %s\\r\\n' $i; printf '\\377\\0err %s' $i >&2; done; printf end"
 
