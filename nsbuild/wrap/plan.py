@@ -188,7 +188,7 @@ def make_plan(
         arguments = [layout.build_dir, cache_dir, *([env_dir] if request.env_dir else [])]
         argv = (f"{buildpack}/bin/compile", *arguments)
     argv = with_exports([here.at(path) for path in exports], argv)
-    cwd = _working_directory(paths, shown, buildpack or layout.build_dir)
+    cwd = _working_directory(paths, shown, user, buildpack or layout.build_dir)
     return Plan(workspace, user, view, argv, env, cwd, here.attached, lent, copied or request.buildpack, bool(copied))
 
 
@@ -275,7 +275,7 @@ def _shown(view: View, places: Mapping[str, str]) -> list[str]:
     return [*same, *places, *(op.path for op in view.operations if isinstance(op, Bind) and op.writable)]
 
 
-def _working_directory(paths: Mapping[str, str], shown: Sequence[str], default: str) -> str:
+def _working_directory(paths: Mapping[str, str], shown: Sequence[str], user: User, default: str) -> str:
     try:
         here = os.getcwd()
     except FileNotFoundError:
@@ -283,7 +283,19 @@ def _working_directory(paths: Mapping[str, str], shown: Sequence[str], default: 
     mapped = environment.map_path(here, environment.by_length(paths))
     if mapped != here:
         return mapped
-    return here if environment.seen(here, shown) and here not in environment.OWN else default
+    visible = environment.seen(here, shown) and here not in environment.OWN
+    return here if visible and (os.geteuid() != 0 or _can_enter(here, user)) else default
+
+
+def _can_enter(path: str, user: User) -> bool:
+    """Root has a working directory where its build's user may not go."""
+    while path != "/":
+        info = os.stat(path)
+        bit = 0o100 if info.st_uid == user.uid else 0o010 if info.st_gid == user.gid else 0o001
+        if not info.st_mode & bit:
+            return False
+        path = os.path.dirname(path)
+    return True
 
 
 def usage(sentence: str, fix: str = "") -> NsbuildError:

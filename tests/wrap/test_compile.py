@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -298,6 +299,20 @@ def test_the_working_directory(person: Builder) -> None:
     here |= {pack: str(pack), pack / "bin": f"{pack}/bin", person.site.home: str(pack), Path("/tmp"): str(pack)}
     for cwd, expected in here.items():
         assert person.compile(cwd=cwd).ok().text.strip() == expected, cwd
+
+
+@as_root
+def test_a_working_directory_of_roots_alone(builder: Builder) -> None:
+    if not builder.as_root:
+        pytest.skip("an ordinary user could not be there")
+    pack = builder.pack("pwd")
+    here = Path(tempfile.mkdtemp(dir="/opt"))
+    try:
+        assert builder.compile(cwd=here).ok().text.strip() == str(pack)
+        here.chmod(0o755)
+        assert builder.compile(cwd=here).ok().text.strip() == str(here)
+    finally:
+        here.rmdir()
 
 
 def test_the_buildpack_is_at_its_own_path_and_written_in_place(builder: Builder) -> None:
