@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -285,13 +286,9 @@ def test_in_the_background_the_modes_are_the_shells(simple: Room) -> None:
     terminal.output.rest()
 
 
-@pytest.mark.parametrize("ignored", [False, True])
-def test_when_it_goes_away_the_command_is_told(launched: Room, ignored: bool) -> None:
-    """Not our controlling terminal here, so the kernel tells us nothing: it just ends."""
-    terminal = Terminal()
-
-    view = launched.view()
-    script = "trap '' HUP; echo ready; sleep 0.3; exit 4" if ignored else "echo ready; exec sleep 60"
+def without_control(room: Room, terminal: Terminal, script: str) -> Child[Outcome]:
+    """At a terminal that controls another session, or none: the kernel tells us nothing of it."""
+    view = room.view()
 
     def action() -> Outcome:
         os.setsid()
@@ -299,15 +296,74 @@ def test_when_it_goes_away_the_command_is_told(launched: Room, ignored: bool) ->
             os.dup2(terminal.slave, number)
         os.close(terminal.slave)
         os.close(terminal.master)
-        launched.enter()
-        with Launcher(isolated=launched.isolated) as launcher:
+        room.enter()
+        with Launcher(isolated=room.isolated) as launcher:
             return launcher.launch(view, ["bash", "-c", script], env=ENV, tty=True)
 
     child = Child(action)
     terminal.started()
+    return child
+
+
+def test_it_need_not_control_our_session(either: Room) -> None:
+    terminal = Terminal()
+    before = terminal.modes()
+    child = without_control(either, terminal, "echo ready; read -r line; exit 3")
     terminal.says(b"ready")
+    assert terminal.raw()
+    terminal.type(b"\r")
+    assert child.result().exit_code == 3
+    assert terminal.modes() == before
+    terminal.output.rest()
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("echo ready; exec sleep 60", 128 + signal.SIGHUP),
+        ("echo ready; exec yes", 128 + signal.SIGHUP),
+        ("trap '' HUP; echo ready; sleep 0.3; exit 4", 4),
+    ],
+    ids=["quiet", "writing", "ignoring it"],
+)
+def test_when_it_goes_away_the_command_is_told(launched: Room, script: str, code: int) -> None:
+    terminal = Terminal()
+    child = without_control(launched, terminal, script)
+    terminal.says(b"ready")
+    time.sleep(0.1)
     os.close(terminal.master)
-    assert child.result(20).exit_code == (4 if ignored else 128 + signal.SIGHUP)
+    assert child.result(20).exit_code == code
+
+
+def test_it_goes_away_with_keys_unread(simple: Room) -> None:
+    """The end of one direction is the end of both, whichever is noticed first."""
+    terminal = Terminal()
+
+    def patch() -> None:
+        from nsbuild.sandbox import terminal as module
+
+        pump, show = module.Terminal.pump, vars(module)["write_all"]
+
+        def late(self: module.Terminal, fd: int) -> bool:
+            time.sleep(0.3)
+            return pump(self, fd)
+
+        def broken(fd: int, data: bytes) -> None:
+            if b"again" in data:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            show(fd, data)
+
+        module.Terminal.pump = late  # type: ignore[method-assign]
+        vars(module)["write_all"] = broken
+
+    script = "stty -echo; echo ready; read -r line; echo again; exec sleep 60"
+    child = start(simple, terminal, script, patch=patch)
+    terminal.says(b"ready\r\n")
+    terminal.type(b"a\r")
+    time.sleep(0.45)  # it has been passed on, and the next look is to come
+    terminal.type(b"b")
+    assert child.result(20).exit_code == 128 + signal.SIGHUP
+    terminal.output.rest()
 
 
 # -- size and modes
@@ -406,11 +462,11 @@ def test_what_was_not_read_at_the_end_is_not_lost(launched: Room) -> None:
                 time.sleep(0.5)
             show(fd, data)
 
-        vars(module)["write_all"] = slow
+        vars(module).update(write_all=slow, _CHUNK=1000)
 
-    child = start(launched, terminal, "printf x; head -c 40000 /dev/zero | tr '\\0' y; exit 6", patch=patch)
+    child = start(launched, terminal, "printf x; head -c 8000 /dev/zero | tr '\\0' y; exit 6", patch=patch)
     said = terminal.output.rest()
-    assert said.count(b"y") == 40_000
+    assert said.count(b"y") == 8000
     assert child.result().exit_code == 6
 
 
