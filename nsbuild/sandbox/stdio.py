@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 
@@ -34,11 +35,11 @@ class Stdio:
             same = os.isatty(stdout) and os.isatty(stderr) and os.fstat(stdout).st_rdev == os.fstat(stderr).st_rdev
             outer_out, outer_err = stdout, stderr
             if os.isatty(outer_out):
-                stdout = self._pipe(lambda data: write_all(outer_out, data))
+                stdout = self._pipe(lambda data: _show(outer_out, data))
             if same:
                 stderr = stdout
             elif os.isatty(outer_err):
-                stderr = self._pipe(lambda data: write_all(outer_err, data))
+                stderr = self._pipe(lambda data: _show(outer_err, data))
         self.child = (stdin, stdout, stderr)
 
     def _pipe(self, sink: Callable[[bytes], None]) -> int:
@@ -55,9 +56,12 @@ class Stdio:
     def pump(self, fd: int) -> bool:
         """Pass one chunk on; False once the pipe has ended."""
         data = os.read(fd, 65536)
-        if data:
-            self.pumps[fd](data)
-        else:
+        try:
+            if data:
+                self.pumps[fd](data)
+        except TerminalGone:
+            data = b""  # and who writes more gets SIGPIPE
+        if not data:
             os.close(fd)
             del self.pumps[fd]
         return bool(data)
@@ -80,6 +84,19 @@ class Stdio:
         for fd in self.pumps:
             os.close(fd)
         self.pumps = {}
+
+
+class TerminalGone(Exception):
+    """It was closed: that is no failure of ours, and no reason to end the command."""
+
+
+def _show(terminal: int, data: bytes) -> None:
+    try:
+        write_all(terminal, data)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise TerminalGone from None
 
 
 def write_all(fd: int, data: bytes) -> None:

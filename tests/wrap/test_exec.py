@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 from pathlib import Path
 
@@ -91,6 +92,27 @@ def test_verbose_says_how_and_why(person: Builder) -> None:
     result = person.exec("true", options=("--verbose",)).ok()
     assert result.err == f"nsbuild: {person.build}: adopt, since it can be renamed.\n"
     assert person.exec("true").ok().err == ""
+
+
+def test_a_terminal_that_goes_away(person: Builder) -> None:
+    """The command is told by SIGPIPE, as by a reader that leaves; its status is what counts."""
+    for script, code in (("echo more", 141), ("trap '' PIPE; echo more; echo x > /app/done; exit 3", 3)):
+        controller, terminal = pty.openpty()
+        wait = "echo ready; while [ ! -e /tmp/gate/go ]; do sleep 0.02; done; sleep 0.1; echo gone; sleep 0.1; "
+        gate = person.site.mkdir("gate")
+        options = ("--build-dir", person.build, "--bind", f"{gate}:/tmp/gate", "--")
+        command = wait.replace("echo gone", "(echo gone)") + script
+        process = person.start("exec", *options, "sh", "-c", command, stdout=terminal)
+        os.close(terminal)
+        Output(controller).wait_for(b"ready")
+        os.close(controller)
+        (gate / "go").touch()
+        assert process.wait(timeout=20) == code
+        assert process.stderr is not None
+        process.stderr.close()
+        shutil.rmtree(gate)
+        person.intact()
+    assert (person.build / "done").exists()
 
 
 # -- the pool
