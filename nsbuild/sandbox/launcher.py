@@ -255,8 +255,10 @@ def _supervise(
                 timed_out = timed_out or not interrupted
                 next_signal = signal.SIGKILL
                 deadline = time.monotonic() + grace
-        outcome = running.finish()
-        relays.drain()
+        try:
+            outcome = running.finish()
+        finally:
+            relays.drain()
         return outcome.replace(timed_out=timed_out, forwarded=tuple(forwarded))
     except BaseException:
         running.abandon()
