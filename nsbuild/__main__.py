@@ -65,8 +65,8 @@ def start() -> NoReturn:
         try:
             if stream is not None:
                 stream.flush()
-        except BrokenPipeError:
-            code = code or 128 + 13
+        except OSError as error:
+            code = code or (128 + 13 if isinstance(error, BrokenPipeError) else 125)
     os._exit(code)
 
 

@@ -451,6 +451,8 @@ class _Build:
             phase.user_seconds = round(outcome.user_seconds, 3)
             phase.system_seconds = round(outcome.system_seconds, 3)
             phase.max_rss_kib = outcome.max_rss_kib
+            phase.read_bytes = outcome.read_bytes
+            phase.written_bytes = outcome.written_bytes
             phase.timings = {key: round(value, 5) for key, value in outcome.timings.items()}
         self.record.phases.append(phase)
         self.monitor(Event("ended", name=name, text=text, seconds=seconds))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from nsbuild.errors import Refused
 from nsbuild.workspace import collect_orphans, user_cache
 from nsbuild.wrap import journal, pool, recovery
 
@@ -18,7 +19,7 @@ def gc(directories: tuple[str, ...]) -> int:
 
     What belongs to a running build is not touched; what a killed `compile` had adopted is given back first.
     """
-    for directory in [Path(name) for name in directories] or [user_cache() / "apps" / ".workspaces"]:
+    for directory in [Path(name) for name in directories] or _default():
         for removed in collect_orphans(directory):
             click.echo(f"removed {removed}")
     if not directories:
@@ -28,3 +29,10 @@ def gc(directories: tuple[str, ...]) -> int:
         for removed in pool.clear(f"{os.path.dirname(state)}/workspaces", journal.workspaces(state)):
             click.echo(f"removed {removed}")
     return 0
+
+
+def _default() -> list[Path]:
+    try:
+        return [user_cache() / "apps" / ".workspaces"]
+    except Refused:
+        return []  # without a home there is no build to clean up after, but there may be a compile

@@ -12,6 +12,7 @@ import click
 
 import nsbuild
 from nsbuild.cli import wrappers
+from nsbuild.cli.say import say
 from nsbuild.errors import ExitCode, Interrupted, NsbuildError
 
 _HOMES = {
@@ -78,14 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(error)
         return int(ExitCode.REFUSED) if wrapper and error.code == ExitCode.USAGE else int(error.code)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        say(error.ctx.get_help() if error.ctx else "")
         return int(ExitCode.REFUSED if wrapper else ExitCode.USAGE)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "nsbuild"
-        click.echo(f"nsbuild: {error.format_message()} See {where} --help.", err=True)
+        say(f"nsbuild: {error.format_message()} See {where} --help.")
         return int(ExitCode.REFUSED if wrapper else ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("nsbuild: Interrupted.", err=True)
+        say("nsbuild: Interrupted.")
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has gone; the interpreter must not fail again when it flushes.
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        click.echo(f"nsbuild: {place}{error.strerror or error}.", err=True)
+        say(f"nsbuild: {place}{error.strerror or error}.")
         return int(ExitCode.REFUSED)
 
 
@@ -102,4 +103,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _say(error: NsbuildError) -> None:
-    click.echo(f"nsbuild: {error}", err=True)
+    say(f"nsbuild: {error}")

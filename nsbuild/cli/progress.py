@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import time
 
 import click
 
 from nsbuild.build import Event, Record
+from nsbuild.cli.say import say
 from nsbuild.errors import NsbuildError, Refused
 
 
@@ -16,8 +18,7 @@ class Progress:
     """A monitor. Colours only where a terminal watches and NO_COLOR is unset; plain lines elsewhere."""
 
     def __init__(self) -> None:
-        # click leaves colours out where no terminal watches.
-        self._colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._colours = _watched() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._began = time.monotonic()
 
     def __call__(self, event: Event) -> None:
@@ -56,4 +57,8 @@ class Progress:
 
     def _line(self, text: str, colour: str | None = None) -> None:
         line = f"nsbuild: {text}"
-        click.echo(click.style(line, fg=colour) if self._colours and colour else line, err=True)
+        say(click.style(line, fg=colour) if self._colours and colour else line)
+
+
+def _watched() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()

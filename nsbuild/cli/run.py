@@ -35,7 +35,8 @@ def run(
 ) -> int:
     """Run a process type of SLUG (default web), or, after --, a command.
 
-    The exit status is the command's own, 128+n when signal n killed it, 125 when nsbuild refused or failed.
+    A terminal on stdin becomes /dev/null. The exit status is the command's own, 128+n when signal n killed it, 125
+    when nsbuild refused or failed.
     """
     chosen = RunOptions(**options)  # type: ignore[arg-type]
     if listing:
@@ -44,6 +45,8 @@ def run(
         return 0
     wanted: str | tuple[str, ...] = process or "web"
     if "--" in context.obj:
+        if process is None:
+            raise click.UsageError("There is no command after --.")
         wanted = (process or "", *command)
     elif command:
         raise click.UsageError(f"{command[0]!r} is one word too many; put -- before a command.")

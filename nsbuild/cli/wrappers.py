@@ -6,9 +6,9 @@ Their options are the table `OPTIONS`; help and errors are made from it.
 from __future__ import annotations
 
 import os
-import sys
 import time
 
+from nsbuild.cli.say import say
 from nsbuild.sandbox.outcome import AfterCommandError, LaunchError
 from nsbuild.wrap import Unfinished, WrapOptions, compile_, exec_in_view, explain_view
 
@@ -74,6 +74,9 @@ def main(command: str, words: Sequence[str]) -> int:
         call = _Call(command, options, rest)
     except Misused as error:
         _say(f"{error} See nsbuild {command} --help.")
+        return _MISUSED
+    if call.report and not os.access(os.path.dirname(os.path.abspath(call.report)), os.W_OK):
+        _say(f"The record cannot be written to {call.report}. Give --report a file in a directory of yours.")
         return _MISUSED
     began = time.monotonic()
     result: WrapResult | None = None
@@ -299,4 +302,4 @@ def _help(command: str) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"nsbuild: {text}", file=sys.stderr)
+    say(f"nsbuild: {text}")

@@ -46,8 +46,11 @@ class Layout(Value):
 
 def app_layout(run_path: str = "/app") -> Layout:
     """BUILD_DIR is where the app will run. `run_path` for platforms that run apps elsewhere than `/app`."""
-    if run_path.split("/")[1:2] in (["tmp"], ["proc"], ["dev"], ["sys"]):
+    top, *below = run_path.split("/")[1:] or [""]
+    if top in ("tmp", "proc", "dev", "sys"):
         raise ViewError(f"The run path {run_path!r} lies in a directory that every launch makes afresh.")
+    if not below and (_is_system(top) or top in ("home", "root", "run")):
+        raise ViewError(f"The run path {run_path!r} would hide a directory that the build needs.")
     name = "app" if run_path == "/app" else f"app:{run_path}"
     return Layout(name, run_path, "/tmp/cache", "/tmp/env", run_path)
 

@@ -67,16 +67,20 @@ class Journal:
     """The journal of this invocation. `note` appends a step; nothing is ever rewritten."""
 
     def __init__(self, directory: str, workspace: str, places: Mapping[str, str]) -> None:
-        self.path = f"{directory}/{os.getpid()}-{os.urandom(4).hex()}"
+        name = f"{os.getpid()}-{os.urandom(4).hex()}"
+        self.path = f"{directory}/.{name}"
         self.fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self.fd, fcntl.LOCK_EX)
         head = [f"version {VERSION}", f"launcher {os.getpid()}", f"workspace {_escape(workspace)}"]
         head += [f"place {_escape(path)} {_escape(source)}" for path, source in places.items()]
         try:
             self._write("\n".join([*head, "begin"]))
+            # Under its own name only now that it is locked and whole: an empty one would be taken for a dead one's.
+            os.rename(self.path, f"{directory}/{name}")
         except OSError:
             self.end()
             raise
+        self.path = f"{directory}/{name}"
 
     def note(self, step: str, about: str = "") -> None:
         """One step that is done."""
@@ -114,6 +118,9 @@ def abandoned(directory: str) -> Iterator[tuple[str, int]]:
     """(path, locked descriptor, to be closed) of every journal that nobody holds any more."""
     for name in sorted(os.listdir(directory)):
         path = f"{directory}/{name}"
+        if name.startswith("."):
+            _remove_unborn(path)
+            continue
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -126,9 +133,20 @@ def abandoned(directory: str) -> Iterator[tuple[str, int]]:
         yield path, fd
 
 
+def _remove_unborn(path: str) -> None:
+    """A journal whose writer was killed before it had moved anything, or is about to give it its name."""
+    writer = os.path.basename(path)[1:].partition("-")[0]
+    if writer.isdigit() and os.path.exists(f"/proc/{writer}"):
+        return
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
 def entries(directory: str) -> Iterator[Entry]:
     """Every journal, whether or not anybody holds it."""
-    for name in sorted(os.listdir(directory)):
+    for name in sorted(name for name in os.listdir(directory) if not name.startswith(".")):
         try:
             entry = read(f"{directory}/{name}")
         except FileNotFoundError:

@@ -128,7 +128,7 @@ def make_plan(
             if wanted == "adopt" and how.how != "adopt":
                 raise refused(f"CACHE_DIR cannot be adopted: {how.why}.", "Give --attach auto.")
             if uid == 0:
-                _refuse_mixed(facts.path, 0 if facts.uid == 0 else user.uid)
+                _refuse_mixed(facts.path, 0 if facts.uid == 0 else user.uid, user)
             here.add(request.cache_dir, facts, cache_dir, how)
     if request.env_dir and os.path.isdir(request.env_dir):
         real = os.path.realpath(request.env_dir)
@@ -139,7 +139,7 @@ def make_plan(
             here.call(env_dir, request.env_dir, real)
     if uid == 0:
         for path in (build.path, *(path for seen, path in here.lent.items() if seen != cache_dir)):
-            _refuse_mixed(path, 0 if user.root_on_disk else user.uid)
+            _refuse_mixed(path, 0 if user.root_on_disk else user.uid, user)
     buildpack, copied = here.at(request.buildpack), ""
     if buildpack and buildpack == request.buildpack:
         copied = "" if os.access(buildpack, os.W_OK) else f"{workspace}/buildpack"
@@ -249,7 +249,7 @@ def _root_owned(path: str) -> bool:
     return os.stat(path).st_uid == 0
 
 
-def _refuse_mixed(path: str, wanted: int) -> None:
+def _refuse_mixed(path: str, wanted: int, user: User) -> None:
     """As root: files of a third user would be nobody's inside, and the build fail half-way."""
     from nsbuild.tree.beneath import open_root
     from nsbuild.tree.descent import Descent
@@ -262,7 +262,10 @@ def _refuse_mixed(path: str, wanted: int) -> None:
         )
 
     if os.stat(path).st_uid != wanted:
-        raise refuse(path, os.stat(path).st_uid)
+        raise refused(
+            f"{path} belongs to uid {os.stat(path).st_uid}, and the build was to run as uid {user.uid}.",
+            "Leave --user out: a build runs as the owner of BUILD_DIR.",
+        )
     with Descent(path, open_root(path, None)) as descent:
         for event, name, info in walk(descent):
             if event is not Event.LEAVE and info.st_uid != wanted:

@@ -55,7 +55,7 @@ def put_back(path: str) -> list[str]:
     if entry is not None:
         if entry.version > journal.VERSION:
             raise OSError(0, f"was written by a newer nsbuild (journal version {entry.version}); use that one", path)
-        _wait_for(entry.child)
+        _wait_for(entry.child, os.stat(path).st_mtime)
         for source, place in give_back_orphans(entry.workspace, entry.places):
             said.append(
                 f"{source} is back" if place == source else f"{source} exists again; what was there is {place}"
@@ -65,7 +65,7 @@ def put_back(path: str) -> list[str]:
     return said
 
 
-def _wait_for(pid: int) -> None:
+def _wait_for(pid: int, written: float) -> None:
     """Until process 1 of the build is gone. A number that is another process's by now is not waited for."""
     if not pid:
         return
@@ -75,20 +75,22 @@ def _wait_for(pid: int) -> None:
         return
     try:
         deadline = time.monotonic() + _WAIT
-        while _is_ours(pid) and not select.select([pidfd], [], [], 0.05)[0]:
+        while _began_before(pid, written) and not select.select([pidfd], [], [], 0.05)[0]:
             if time.monotonic() > deadline:
                 raise StillRunning(0, f"process {pid} of the build is still there", f"/proc/{pid}")
     finally:
         os.close(pidfd)
 
 
-def _is_ours(pid: int) -> bool:
-    """Process 1 of a view overwrites its command line; before that it is a copy of the launcher."""
+def _began_before(pid: int, moment: float) -> bool:
+    """Whether the process is older than the journal's last line: else its number has been used again."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
-            return b"nsbuild" in file.read()
+        with open(f"/proc/{pid}/stat", "rb") as file, open("/proc/uptime", "rb") as clock:  # noqa: PTH123
+            began = int(file.read().rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+            age = float(clock.read().split()[0]) - began
     except OSError:
         return False
+    return time.time() - age <= moment + 1.0
 
 
 class Guardian:

@@ -110,7 +110,7 @@ def _wrap(
             except AfterCommandError as error:
                 raise Unfinished(WrapResult(error.outcome, plan.attached), error) from error
         except LaunchError as error:
-            if options.fallback != "direct":
+            if options.fallback != "direct" or _needs_sandbox(options, say):
                 raise
             return _fall_back(request, environ, options, error, say)
         finally:
@@ -182,6 +182,15 @@ def _fall_back(
     exports = [path for path in options.exports if os.path.isfile(path)]
     outcome = run_directly(with_exports(exports, argv), environ, options.timeout)
     return WrapResult(outcome, {}, path="direct", path_reason=reason)
+
+
+def _needs_sandbox(options: WrapOptions, say: Callable[[str], None]) -> bool:
+    """Whether something was asked for that the direct path would drop without a word."""
+    asked = ["--network none"] if options.network != "host" else []
+    asked += ["--memory, --pids or --cpu"] if options.limits is not None else []
+    if asked:
+        say(f"not running directly: {' and '.join(asked)} cannot be kept without a sandbox.")
+    return bool(asked)
 
 
 def _workspace(request: Request, build: attach.Facts, options: WrapOptions, state: str) -> pool.Workspace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shlex
 import subprocess
 
 import pytest
@@ -86,7 +87,7 @@ def test_closed_standard_streams(site: Site) -> None:
     """As a supervisor may start it."""
     app, pack = site.app(), site.buildpack("echo compiled")
     words = [*map(str, site.start("--version").args)][:4]  # type: ignore[arg-type]
-    script = f"{' '.join(words)} build {app} -b {pack} -o {site.out}"
+    script = shlex.join([*map(str, words), "build", str(app), "-b", str(pack), "-o", str(site.out)])
     for closing in ("<&-", ">&- 2>&-", "<&- >&- 2>&-"):
         done = subprocess.run(["bash", "-c", f"{script} {closing}"], env=site.environment(), check=False)
         assert done.returncode == 0, closing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -91,7 +92,7 @@ def test_a_reader_that_leaves(person: Builder) -> None:
 def test_closed_standard_streams(person: Builder) -> None:
     person.pack('echo out; cat; echo done > "$1/done"')
     words = [str(word) for word in person.start("--version").args]  # type: ignore[union-attr]
-    call = " ".join([*words[:-1], *map(str, person.words())])
+    call = shlex.join([*words[:-1], *map(str, person.words())])
     env = person.site.environment(person.environment())
     user = {"user": PERSON, "group": PERSON, "extra_groups": []} if os.geteuid() == 0 else {}
     for closed in ("<&-", ">&- 2>&-", "<&- >&- 2>&-"):

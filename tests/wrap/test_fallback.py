@@ -73,6 +73,14 @@ def test_the_restriction_is_named(person: Builder) -> None:
     person.exec("true", prepare=no_user_namespaces).refused(125, "user namespace", "max_user_namespaces")
 
 
+@pytest.mark.parametrize("asked", [("--network", "none"), ("--memory", "512M"), ("--pids", "100"), ("--cpu", "1")])
+def test_what_only_a_sandbox_can_keep_is_not_dropped(person: Builder, asked: tuple[str, ...]) -> None:
+    person.pack('echo ran; echo x > "$1/ran"')
+    result = person.compile(*DIRECT, *asked, prepare=no_user_namespaces).refused(125)
+    assert result.out == b"" and asked[0] in result.err.splitlines()[0]
+    assert not (person.build / "ran").exists()
+
+
 def test_direct_runs_it_once_and_says_so(person: Builder, refusal: tuple[Callable[[], None], str]) -> None:
     prepare, named = refusal
     person.pack('echo once >> "$1/log"; echo out; echo err >&2; cat; exit 7')
