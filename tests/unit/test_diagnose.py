@@ -1,7 +1,7 @@
 """What failed steps and evidence come to: every row of the table of restrictions, and the words for each.
 
-The rows that can be made on this machine have their real test in tests/sandbox/test_probe.py; the others need
-another kernel, another policy or a container runtime, and are made in vm/.
+The rows that can be made on this machine have their real test in tests/sandbox/test_probe.py (REAL); the others need
+another kernel, another policy or a container runtime.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -526,3 +527,53 @@ def test_the_launch_path_does_not_import_the_probe() -> None:
     assert not {f"nsbuild.sandbox.{name}" for name in ("probe", "evidence", "steps", "restrictions", "fixes")} & {
         *loaded
     }
+
+
+PROBE = "tests/sandbox/test_probe.py"
+REAL = {
+    "no-proc": "test_no_proc",
+    "nested": "test_nested",
+    "rlimit-nproc": "test_few_processes",
+    "max-user-namespaces": "test_no_namespace_of_a_kind",
+    "max-mnt-namespaces": "test_no_namespace_of_a_kind",
+    "max-pid-namespaces": "test_no_namespace_of_a_kind",
+    "max-ipc-namespaces": "test_no_namespace_of_a_kind",
+    "max-uts-namespaces": "test_no_namespace_of_a_kind",
+    "max-net-namespaces": "test_no_network_namespace_is_a_degradation",
+    "threads": "test_unshare_beside_a_thread",
+    "masked-proc": "test_masked_proc",
+    "seccomp": "test_docker",
+    "chroot": "test_chroot",
+    "not-dumpable": "test_not_dumpable",
+    "initramfs": "test_initramfs",
+    "mount-setattr": "test_no_mount_setattr",
+    "mount-max": "test_mount_max",
+    "noexec": "test_noexec",
+    "unknown": "test_what_cannot_be_told",
+}
+"""Rows that this machine can be made to show, and the test in which it does."""
+
+ANOTHER_KERNEL_OR_POLICY = {
+    "architecture",
+    "gvisor",
+    "wsl1",
+    "no-user-namespaces",
+    "pids-max",
+    "unmapped-user",
+    "namespaces-used-up",
+    "overlay-kernel",
+    "overlay-missing",
+    "root-without-capabilities",
+    "unprivileged-userns-clone",
+    "apparmor-container",
+    "apparmor-userns-restricted",
+    "apparmor-profile",
+    "selinux",
+}
+"""Rows that only a virtual machine, or not even that, can show: what is said of them is tested, that it is so is not."""
+
+
+def test_every_row_is_shown_for_real_or_is_known_not_to_be() -> None:
+    assert {row.code for row in TABLE} == set(REAL) | ANOTHER_KERNEL_OR_POLICY
+    source = (Path(__file__).parents[2] / PROBE).read_text()
+    assert [test for test in REAL.values() if f"def {test}(" not in source] == []
