@@ -570,7 +570,7 @@ ANOTHER_KERNEL_OR_POLICY = {
     "apparmor-profile",
     "selinux",
 }
-"""Rows that only a virtual machine, or not even that, can show: what is said of them is tested, that it is so is not."""
+"""Rows that only a virtual machine can show, if that: what is said of them is tested, that it is so is not."""
 
 
 def test_every_row_is_shown_for_real_or_is_known_not_to_be() -> None:
