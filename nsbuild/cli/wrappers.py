@@ -270,9 +270,12 @@ def _limits(memory: str, pids: str, cpu: str) -> Limits | None:
 
     def number(text: str, what: str, example: str) -> float:
         try:
-            return float(text)
+            found = float(text)
         except ValueError:
-            raise Misused(f"{what} {text!r} is not a number like {example}.") from None
+            found = float("nan")
+        if not 0 <= found < float("inf") or (what == "--pids" and found % 1):
+            raise Misused(f"{what} {text!r} is not a number like {example}.")
+        return found
 
     size = memory.lower().removesuffix("b").removesuffix("i")
     unit = _UNITS.get(size[-1:], 0)
@@ -282,8 +285,8 @@ def _limits(memory: str, pids: str, cpu: str) -> Limits | None:
             int(number(pids, "--pids", "200")) if pids else None,
             number(cpu, "--cpu", "1.5") if cpu else None,
         )
-    except (ValueError, OverflowError) as error:
-        raise Misused(f"{error}.") from None
+    except OverflowError:
+        raise Misused("A limit is out of all proportion.") from None
 
 
 def _help(command: str) -> str:

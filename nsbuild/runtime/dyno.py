@@ -136,7 +136,7 @@ class _Dyno:
         if outcome.exit_code != 0:
             lines = said.decode("utf-8", "replace").splitlines()
             raise UsageError(
-                f"{self.slug} is not a slug: {lines[-1] if lines else 'tar failed'}.",
+                f"{self.slug} is not a slug: {lines[0] if lines else 'tar failed'}.",
                 "Give a directory or a .tgz of nsbuild build.",
             )
 

@@ -41,7 +41,7 @@ class Layout(Value):
         for field in self._fields[1:]:
             path = getattr(self, field)
             if not path.startswith("/") or os.path.normpath(path) != path or path == "/" or "\0" in path:
-                raise ViewError(f"{field} {path!r} is not an absolute, normalised path below /.")
+                raise ViewError(f"The path {path!r} is not an absolute, normalised one below / ({field}).")
 
 
 def app_layout(run_path: str = "/app") -> Layout:
