@@ -123,7 +123,8 @@ def test_a_signal_arrives_once(builder: Builder, name: str, attach: str) -> None
 
 @pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "QUIT"])
 def test_a_buildpack_that_a_signal_ends(person: Builder, name: str) -> None:
-    person.pack("echo ready; exec sleep 60")
+    # Not bash, which ignores SIGQUIT.
+    person.pack("exec sh -c 'echo ready; exec sleep 60'")
     process = person.start(*person.words())
     assert process.stdout is not None
     Output(os.dup(process.stdout.fileno())).wait_for(b"ready")
@@ -615,11 +616,21 @@ def test_the_record(builder: Builder) -> None:
 
 
 def test_a_record_that_cannot_be_written(person: Builder) -> None:
+    """Found before anything runs; one whose directory goes meanwhile, afterwards."""
     person.pack("echo ran")
-    result = person.nsbuild(*person.words("--report", "nowhere/record")).refused(123, "nowhere/record")
-    assert result.out == b"ran\n"
-    result = person.nsbuild(*person.words("--report", "nowhere/record", "--bind", "/nonexistent"))
-    result.refused(125, "nowhere/record")
+    result = person.nsbuild(*person.words("--report", "nowhere/record")).refused(125, "nowhere/record")
+    assert result.out == b""
+    place = person.path / "place"
+    place.mkdir(mode=0o777)
+    place.chmod(0o777)
+    person.pack("echo ran; sleep 0.5")
+    process = person.start(*person.words("--report", f"{place}/record"))
+    assert process.stdout is not None
+    Output(os.dup(process.stdout.fileno())).wait_for(b"ran")
+    place.rmdir()
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 123
+    assert f"{place}/record".encode() in err
 
 
 # -- real ones
