@@ -1,6 +1,6 @@
 """The private network namespace of `--network none`: its loopback, up.
 
-Imported only then: pyroute2 costs 0.2 s, a hundred launches' worth of everything else.
+Imported only then: the import of pyroute2 costs many launches.
 """
 
 from __future__ import annotations
