@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -263,6 +264,9 @@ def test_tmp_and_var_tmp_are_private_and_open(room: Room) -> None:
 
 
 def test_var_tmp_that_is_a_link_to_tmp() -> None:
+    if any(os.path.realpath(path).startswith("/var/") for path in (__file__, sys.prefix)):
+        pytest.skip("this checkout is below /var, which the test hides")
+
     def before() -> None:
         private_mounts()
         tmpfs("/var")
