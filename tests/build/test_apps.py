@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.sites import APPS, BUILDPACKS, CHAINS, PERSON, App, Site, as_root, holding, snapshot
+from support.sites import APPS, BUILDPACKS, CHAINS, PERSON, App, Site, as_root, from_wheels, holding, snapshot
 
 pytest_plugins = ["support.site_fixtures"]
 
@@ -73,12 +73,15 @@ def test_the_classic_layout_has_the_failure_of_issue_1006(apps: dict[str, App]) 
     app = apps["issue-1006"]
     site = app.site
     slug, caches = snapshot(app.directory), {str(path): snapshot(path) for path in site.caches()}
+    offline, env = from_wheels(site)
     result = site.build(
         app.source,
         BUILDPACKS / "python",
         BUILDPACKS / "node",
         "--layout",
         "classic",
+        *map(str, offline),
+        env=env,
         output=app.directory,
         timeout=300,
     )
@@ -94,7 +97,9 @@ def test_the_classic_layout_has_the_failure_of_issue_1006(apps: dict[str, App]) 
 def test_as_root_of_what_belongs_to_root(apps: dict[str, App], site: Site) -> None:
     """The same slug comes out; nothing inside ran as uid 0."""
     user = apps["issue-1006"]
-    result = site.build(APPS / "issue-1006", BUILDPACKS / "python", BUILDPACKS / "node", root=True, timeout=300).ok()
+    offline, env = from_wheels(site)
+    packs = (BUILDPACKS / "python", BUILDPACKS / "node")
+    result = site.build(APPS / "issue-1006", *packs, *map(str, offline), env=env, root=True, timeout=300).ok()
     assert result.record["uid"] not in (0, PERSON)
     assert (site.out / "public/answer.txt").read_text() == (user.directory / "public/answer.txt").read_text()
     assert holding(site.out, b".workspaces") == []

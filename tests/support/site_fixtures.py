@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from support.sites import CHAINS, App, Site, build_twice, new_site, remove_site
+from support.sites import CHAINS, App, Site, build_twice, from_wheels, new_site, remove_site
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def apps() -> Iterator[dict[str, App]]:
     """Every app of tests/apps, built once a session and shared, as builds with pip and npm take their time."""
     site = new_site("apps")
     try:
+        from_wheels(site)
         with ThreadPoolExecutor(2) as pool:
             built = dict(zip(CHAINS, pool.map(lambda name: build_twice(site, name), CHAINS), strict=True))
         yield built

@@ -332,6 +332,29 @@ CHAINS = {
 }
 
 
+def from_wheels(site: Site) -> tuple[list[str | Path], dict[str, str]]:
+    """Options and environment with which pip needs no network: it takes what scripts/setup has downloaded.
+
+    With a network it asks the package index all the same.
+    """
+    wheels = site.path / "wheels"
+    if not wheels.is_dir():
+        downloaded = Path(sys.prefix) / "wheelhouse"
+        if not downloaded.is_dir():
+            return [], {}
+        # A copy: the user of the test may be unable to read the venv.
+        site.copy(downloaded, "wheels")
+    words: list[str | Path] = [
+        "--bind",
+        f"{wheels}:/wheels",
+        "--pass-env",
+        "PIP_FIND_LINKS",
+        "--pass-env",
+        "PIP_RETRIES",
+    ]
+    return words, {"PIP_FIND_LINKS": "/wheels", "PIP_RETRIES": "0"}
+
+
 def build_twice(site: Site, name: str) -> App:
     source = site.copy(APPS / name, f"source-{name}")
     packs = [BUILDPACKS / pack for pack in CHAINS[name]]
@@ -341,7 +364,8 @@ def build_twice(site: Site, name: str) -> App:
         report = site.path / f"{name}-{number}.json"
         words = [*site.words(source, *packs, output=output), "--report", report]
         words += ["--workspace-dir", site.path / f"workspaces-{name}-{number}"]
-        result = site.nsbuild(*words, timeout=300)
+        offline, env = from_wheels(site)
+        result = site.nsbuild(*words, *offline, env=env, timeout=300)
         result.record = json.loads(report.read_text()) if report.exists() else {}
         results.append(result)
     return App(name, site, source, results[0], results[1], directory, archive)

@@ -15,7 +15,7 @@ import pytest
 from support.builders import TELL, Builder, install
 from support.processes import eventually
 from support.rooms import Output
-from support.sites import APPS, BUILDPACKS, PERSON, as_root, holding
+from support.sites import APPS, BUILDPACKS, PERSON, as_root, from_wheels, holding
 
 pytest_plugins = ["support.builder_fixtures"]
 
@@ -638,12 +638,11 @@ def test_a_record_that_cannot_be_written(person: Builder) -> None:
 
 def test_python_and_node_one_by_one(person: Builder) -> None:
     """The app of issue 1006: node's postbuild imports what python has installed, by paths that are right."""
-    wheels = Path(__file__).parents[2] / ".venv/wheelhouse"
-    offline = ("--bind", f"{wheels}:/wheels") if wheels.is_dir() else ()
-    pip = {"PIP_FIND_LINKS": "/wheels"} if offline else {}
+    words, pip = from_wheels(person.site)
+    offline = words[:2]  # the environment is passed on anyway
     shutil_copy = person.site.copy(APPS / "issue-1006", "app")
     packs = [person.site.copy(BUILDPACKS / name, f"packs/{name}") for name in ("python", "node")]
-    person.names |= {"app", "packs", "tmp"}
+    person.names |= {"app", "packs", "tmp", "wheels"}
     person.build = shutil_copy
     common = ("--tmp", "tmp", *offline)
     env = {"STACK": "heroku-24", **pip}
