@@ -6,7 +6,6 @@ Real installs by pip, uv and pipx, without network: what is installed is the che
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -280,7 +279,6 @@ def test_no_interpreter_is_one_sentence_and_125(tmp_path: Path) -> None:
     assert re.fullmatch(rb"nsbuild: [^\n]+: install nsbuild again\n", refused.stderr)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("nsbuild.cli") is None, reason="there is no command line yet")
 def test_the_real_command_starts_too(app: Path) -> None:
     command = Path(sysconfig.get_path("scripts")) / "nsbuild"
     version = run(command, "--version", env=sourced(app))
