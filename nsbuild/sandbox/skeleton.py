@@ -173,16 +173,19 @@ class Skeleton:
         parent = self._reach(parent_path, make_for=(source.st_uid, source.st_gid))
         try:
             mode = stat.S_IMODE(source.st_mode)
-            with _renamable(operation.source):
-                try:
-                    os.rename(operation.source, name, dst_dir_fd=parent)
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                        raise
-                    # The build before has left something here, in /tmp say.
-                    remove_tree(name, dir_fd=parent)
-                    os.rename(operation.source, name, dst_dir_fd=parent)
-            if mode & _RENAME_NEEDS != _RENAME_NEEDS:
+            closed = mode & _RENAME_NEEDS != _RENAME_NEEDS
+            if closed:
+                # A directory that changes parents must be writable for whoever moves it.
+                os.chmod(operation.source, mode | _RENAME_NEEDS)
+            try:
+                os.rename(operation.source, name, dst_dir_fd=parent)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                # The build before has left something here, in /tmp say.
+                remove_tree(name, dir_fd=parent)
+                os.rename(operation.source, name, dst_dir_fd=parent)
+            if closed:
                 os.chmod(name, mode, dir_fd=parent)
         finally:
             os.close(parent)
@@ -367,21 +370,6 @@ def _in_use(path: str) -> LaunchError:
 
 def _enter(directory: int, name: str) -> int:
     return kernel.openat2(directory, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, _BENEATH)
-
-
-class _renamable:  # noqa: N801
-    """A directory that changes parents must be writable for whoever moves it."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        mode = stat.S_IMODE(os.lstat(self.path).st_mode)
-        if mode & _RENAME_NEEDS != _RENAME_NEEDS:
-            os.chmod(self.path, mode | _RENAME_NEEDS)
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def _kind(mode: int) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
-import termios
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from support.processes import Child, write
 from support.rooms import ENV, Output, Room
+from support.terminals import at_a_terminal
 
 from nsbuild.sandbox import Launcher, Outcome
 
@@ -91,20 +89,6 @@ def test_a_reader_that_goes_away_ends_the_writer(simple: Room) -> None:
         return outcome.exit_code
 
     assert simple.run(action) == 128 + signal.SIGPIPE
-
-
-def at_a_terminal(slave: str) -> Callable[[], None]:
-    """Make it the controlling terminal and all three descriptors, as a login does."""
-
-    def before() -> None:
-        os.setsid()
-        fd = os.open(slave, os.O_RDWR)
-        fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
-        for number in (0, 1, 2):
-            os.dup2(fd, number)
-        os.close(fd)
-
-    return before
 
 
 def at_terminal(room: Room, script: str) -> tuple[Child[Outcome], Output, int]:

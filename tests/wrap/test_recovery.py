@@ -41,6 +41,19 @@ class Site:
     def run(self) -> int:
         return exec_in_view(self.app, COMMAND, ENVIRON, WrapOptions(attach="adopt")).outcome.exit_code
 
+    def refusal(self) -> str:
+        """Why another invocation cannot have BUILD_DIR now."""
+
+        def action() -> str:
+            self.enter()
+            try:
+                self.run()
+            except Exception as error:
+                return str(error)
+            return "it ran"
+
+        return in_child(action)
+
     def recover(self) -> list[str]:
         def action() -> list[str]:
             self.enter()
@@ -190,15 +203,7 @@ def test_a_build_that_still_runs_is_not_disturbed(site: Site) -> None:
         time.sleep(0.2)
         assert site.recover() == []
 
-        def second() -> str:
-            site.enter()
-            try:
-                site.run()
-            except Exception as error:
-                return str(error)
-            return "it ran"
-
-        assert "in use by another nsbuild" in in_child(second)
+        assert "in use by another nsbuild" in site.refusal()
     finally:
         running.signal(signal.SIGTERM)
     assert running.result() == 128 + signal.SIGTERM
@@ -213,15 +218,7 @@ def test_two_on_one_build_dir_exclude_each_other_while_it_is_adopted(site: Site)
     try:
         assert eventually(lambda: not os.path.exists(site.app))
 
-        def second() -> str:
-            site.enter()
-            try:
-                site.run()
-            except Exception as error:
-                return str(error)
-            return "it ran"
-
-        assert "in use by another nsbuild (process" in in_child(second)
+        assert "in use by another nsbuild (process" in site.refusal()
     finally:
         running.signal(signal.SIGTERM)
     assert running.result() == 128 + signal.SIGTERM
