@@ -24,6 +24,8 @@ LEVELS = {
     "nsbuild.user": 2,
     "nsbuild.workspace": 2,
     "nsbuild.refusals": 2,
+    "nsbuild.stack": 3,
+    "nsbuild.slug": 3,
     "nsbuild.buildpack": 3,
     "nsbuild.build": 4,
     "nsbuild.runtime": 4,
