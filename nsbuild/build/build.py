@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nsbuild import buildpack as api
-from nsbuild.build import slug as slugs
+from nsbuild import slug as slugs
 from nsbuild.build.cache import Cache, cache_key
 from nsbuild.build.events import Event, Monitor
 from nsbuild.build.sweep import sweep_home

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from nsbuild import buildpack as api
 from nsbuild.errors import UsageError
+from nsbuild.slug import MARKER, RELEASE_FILE
 from nsbuild.tree import read_beneath
 
-MARKER = ".nsbuild-slug"
 _LIMIT = 1 << 20
 
 
@@ -29,7 +29,7 @@ def read_slug(directory: str, name: str) -> SlugInfo:
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         marker = json.loads(read_beneath(fd, MARKER, _LIMIT) or b"{}")
-        release = api.parse_release(read_beneath(fd, ".release", _LIMIT) or b"")
+        release = api.parse_release(read_beneath(fd, RELEASE_FILE, _LIMIT) or b"")
         procfile = (read_beneath(fd, "Procfile", _LIMIT) or b"").decode("utf-8", "surrogateescape")
         types, warnings = api.parse_procfile(procfile)
         return SlugInfo(

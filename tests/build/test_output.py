@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support.sites import Site, ordinary, snapshot
 
-from nsbuild.build import slug
+from nsbuild import slug
 
 pytest_plugins = ["support.site_fixtures"]
 
