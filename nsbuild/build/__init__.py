@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
-from nsbuild.build.build import DEFAULT_STACK, BuildError, BuildOptions, build
+from nsbuild.build.build import build
 from nsbuild.build.events import Event
+from nsbuild.build.options import DEFAULT_STACK, BuildError, BuildOptions
 from nsbuild.record import Phase, Record
 
 __all__ = ["DEFAULT_STACK", "BuildError", "BuildOptions", "Event", "Phase", "Record", "build"]

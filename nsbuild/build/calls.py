@@ -1,0 +1,149 @@
+"""Running a buildpack's scripts in one build's view, and what each has printed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from nsbuild import buildpack as api
+from nsbuild.build.events import Event
+from nsbuild.build.log import Log
+from nsbuild.build.options import BuildError, BuildOptions
+from nsbuild.errors import ExitCode, Interrupted, Refused, UsageError
+from nsbuild.interrupts import ENDING
+from nsbuild.sandbox import Bind, Launcher, Layout, Outcome, View, ViewError, compose, read_host
+from nsbuild.workspace import Workspace
+
+OUTPUT_LIMIT = 1 << 20
+"""What detect, release and report may print on stdout, in bytes."""
+
+
+class Calls:
+    """Launches one script after the other: the same view and environment for each."""
+
+    def __init__(self, options: BuildOptions, layout: Layout, work: Workspace, launcher: Launcher, log: Log) -> None:
+        self.options = options
+        self.layout = layout
+        self.work = work
+        self.launcher = launcher
+        self.log = log
+        needs = api.network_needs(os.environ) if options.network == "host" else api.NetworkNeeds()
+        passed = {name: os.environ[name] for name in options.pass_env if name in os.environ}
+        self.env = api.build_environment(
+            layout, stack=options.stack, request_id=log.record.id, more={**needs.variables, **passed}
+        )
+        self.view = build_view(options, layout, work, api.network_binds(needs, layout.build_dir))
+
+    def run(self, name: str, pack: api.Buildpack, call: api.Invocation) -> Outcome:
+        """Run one script; its output, both streams in their true order, goes to the monitor."""
+        return self._launch(name, pack, call, lambda data: self.log.monitor(Event("output", data=data)), None)
+
+    def captured(self, name: str, pack: api.Buildpack, call: api.Invocation) -> tuple[Outcome, bytes, bytes]:
+        """Run one script whose stdout is an answer; (outcome, stdout, stderr). Raises BuildError when it is long."""
+        printed, said = _Bounded(f"bin/{name} of {pack.reference}"), _Bounded(f"bin/{name} of {pack.reference}")
+        outcome = self._launch(name, pack, call, printed, said)
+        return outcome, bytes(printed.data), bytes(said.data)
+
+    def check_time(self, name: str, pack: api.Buildpack, outcome: Outcome) -> None:
+        """Raises BuildError when it was the time limit that ended the script."""
+        if outcome.timed_out:
+            raise BuildError(
+                f"bin/{name} of {pack.reference} took longer than {self.options.timeout:g} seconds.",
+                "Raise --timeout.",
+                ExitCode.LIMIT,
+            )
+
+    def check_build_dir(self, name: str, pack: api.Buildpack, outcome: Outcome) -> None:
+        """Raises BuildError when the script has left no directory where BUILD_DIR was."""
+        app = outcome.came_back.get(self.layout.build_dir, "directory")
+        if app != "directory":
+            left = "nothing" if app == "missing" else f"a {app}"
+            raise BuildError(
+                f"bin/{name} of {pack.reference} left {left} where BUILD_DIR ({self.layout.build_dir}) was.",
+                "A buildpack may replace BUILD_DIR, but by a directory.",
+                ExitCode.RELEASE_FAILED if name == "release" else ExitCode.COMPILE_FAILED,
+            )
+
+    def _launch(
+        self,
+        name: str,
+        pack: api.Buildpack,
+        call: api.Invocation,
+        on_output: Callable[[bytes], None],
+        on_error: Callable[[bytes], None] | None,
+    ) -> Outcome:
+        began = self.log.begin(name, pack.reference)
+        with open(os.devnull, "rb") as null:  # noqa: PTH123
+            outcome = self.launcher.launch(
+                self.view,
+                call.argv,
+                env=self.env,
+                cwd=call.cwd,
+                stdin=null.fileno(),
+                on_output=on_output,
+                on_error=on_error,
+                timeout=self.options.timeout,
+                interrupt_grace=10.0,
+            )
+        self.log.end(name, began, pack.reference, outcome)
+        if outcome.came_back.get(self.layout.build_dir, "directory") != "directory":
+            self.work.make("app")  # for bin/report; the build has failed
+        for sentence in self.work.mend(self.layout, outcome.came_back):
+            self.log.warn(f"After bin/{name} of {pack.reference}, {sentence}.")
+        if ENDING.intersection(outcome.forwarded):
+            raise Interrupted(f"Interrupted during bin/{name} of {pack.reference}.")
+        return outcome
+
+
+def build_view(options: BuildOptions, layout: Layout, work: Workspace, binds: list[Bind]) -> View:
+    """What every script of the build sees: the host's system directories, `binds` and --bind, the workspace.
+
+    Raises UsageError, Refused.
+    """
+    places = work.places(layout)
+    for origin, path in options.binds:
+        if not os.path.exists(origin):
+            raise UsageError(f"--bind {origin}: it does not exist.")
+        binds.append(Bind(path, os.path.realpath(origin), directory=os.path.isdir(origin)))
+    host = read_host("/", [*places, *(bind.path for bind in binds)])
+    try:
+        return compose(
+            host,
+            workspace=work.path,
+            user=work.user,
+            home=layout.home,
+            places=places,
+            binds=binds,
+            network=options.network,
+            user_namespaces=options.user_namespaces,
+            var_tmp=work.directory("var-tmp"),
+        )
+    except ViewError as error:
+        raise Refused(str(error), "Give another --run-path or --bind.") from None
+
+
+class _Bounded:
+    """Collects output, up to a limit: a phase that answers is not expected to print forever."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.data = bytearray()
+
+    def __call__(self, data: bytes) -> None:
+        self.data += data
+        if len(self.data) > OUTPUT_LIMIT:
+            raise BuildError(f"{self.what} printed more than {OUTPUT_LIMIT} bytes.", code=ExitCode.LIMIT)
+
+
+def shown(said: bytes) -> str:
+    """What a script has said, in one line of a message."""
+    return " ".join(said.decode("utf-8", "replace").split())[:500]
+
+
+def ending(outcome: Outcome) -> str:
+    """How a script ended, in words."""
+    if outcome.signal is not None:
+        return f"was killed by signal {outcome.signal}"
+    if outcome.error:
+        return f"could not be run: {outcome.error}"
+    return f"exited {outcome.status}"

@@ -1,0 +1,52 @@
+"""What a build is asked for, and the error that ends one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nsbuild.errors import NsbuildError, UsageError
+from nsbuild.sandbox import Layout, ViewError, app_layout, classic_layout
+
+DEFAULT_STACK = "heroku-24"
+
+
+class BuildError(NsbuildError):
+    """A buildpack, or what it left, ended the build. `record` tells the rest."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Everything about a build but its source and buildpacks; each is an option of `nsbuild build`.
+
+    `timeout` is in seconds, for each compile. `config_vars` are files in ENV_DIR; `pass_env` are names of the
+    operator's environment to show to buildpacks; `binds` are (host path, path in the view).
+    """
+
+    output: str | None = None
+    cache_dir: str | None = None
+    workspace_dir: str | None = None
+    app: str | None = None
+    config_vars: Mapping[str, str] = field(default_factory=dict)
+    stack: str = DEFAULT_STACK
+    layout: str = "app"
+    run_path: str = "/app"
+    network: str = "host"
+    user_namespaces: bool = True
+    timeout: float | None = 900.0
+    pass_env: Sequence[str] = ()
+    binds: Sequence[tuple[str, str]] = ()
+    keep_credentials: bool = False
+    user: str | None = None
+
+
+def layout_of(options: BuildOptions, build_id: str) -> Layout:
+    """The paths that the build will see. Raises UsageError."""
+    try:
+        if options.layout == "classic":
+            return classic_layout(build_id)
+        if options.layout == "app":
+            return app_layout(options.run_path)
+    except ViewError as error:
+        raise UsageError(str(error), "Give another --run-path.") from None
+    raise UsageError(f"There is no layout {options.layout!r}.", "It is app or classic.")

@@ -1,0 +1,97 @@
+"""What ends a build: release of the last buildpack, process types, the sweep of HOME, slug and cache in place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from nsbuild import buildpack as api
+from nsbuild import slug as slugs
+from nsbuild.build.cache import Cache
+from nsbuild.build.calls import OUTPUT_LIMIT, Calls, ending, shown
+from nsbuild.build.log import Log
+from nsbuild.build.options import BuildError, BuildOptions
+from nsbuild.build.sweep import sweep_home
+from nsbuild.errors import ExitCode
+from nsbuild.interrupts import signals_held
+from nsbuild.sandbox import Layout
+from nsbuild.tree import read_beneath
+from nsbuild.workspace import Workspace
+
+
+def release(calls: Calls, pack: api.Buildpack) -> bytes | None:
+    """What `bin/release` of the last buildpack prints, None where there is none; the record gets the process types.
+
+    Raises BuildError.
+    """
+    found, printed = api.Release(), None
+    if pack.has("release"):
+        outcome, printed, said = calls.captured("release", pack, api.release(pack, calls.layout))
+        calls.check_time("release", pack, outcome)
+        if outcome.exit_code != 0:
+            heard = shown(said)
+            raise BuildError(
+                f"bin/release of {pack.reference} {ending(outcome)}{f': {heard}' if heard else ''}.",
+                code=ExitCode.RELEASE_FAILED,
+            )
+        calls.check_build_dir("release", pack, outcome)
+        try:
+            found = api.parse_release(printed)
+        except api.ReleaseError as error:
+            raise BuildError(
+                f"bin/release of {pack.reference} printed what is no release: {error}.",
+                code=ExitCode.RELEASE_FAILED,
+            ) from None
+    calls.log.record.process_types = {**found.default_process_types, **_procfile(calls.work, calls.log)}
+    return printed
+
+
+def _procfile(work: Workspace, log: Log) -> dict[str, str]:
+    app = os.open(work.directory("app"), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        text = read_beneath(app, "Procfile", OUTPUT_LIMIT)
+    except OSError as error:
+        raise BuildError(f"The Procfile cannot be read: {error.strerror}.", code=ExitCode.RELEASE_FAILED) from None
+    finally:
+        os.close(app)
+    try:
+        types, warnings = api.parse_procfile((text or b"").decode("utf-8", "surrogateescape"))
+    except api.ProcfileError as error:
+        raise BuildError(str(error), "Mend that line.", ExitCode.RELEASE_FAILED) from None
+    for warning in warnings:
+        log.warn(warning)
+    return types
+
+
+def sweep(options: BuildOptions, layout: Layout, work: Workspace, source: Path, log: Log) -> None:
+    """Credentials that a build left in HOME never reach the slug."""
+    if layout.home != layout.build_dir:
+        return
+    for found in sweep_home(
+        work.directory("app"), str(source), keep_credentials=options.keep_credentials, owner=work.owner
+    ):
+        log.record.sweep.append({"path": found.path, "action": found.action, "bytes": found.bytes})
+        if found.action == "kept":
+            log.note(f"~/{found.path} was left in the slug ({found.bytes / 1e6:.1f} MB).")
+        else:
+            log.note(f"~/{found.path} was {found.action}: credentials are not shipped.")
+
+
+def publish(
+    output: slugs.Output, release_output: bytes | None, layout: Layout, work: Workspace, cache: Cache, log: Log
+) -> None:
+    """Slug and cache: both made beside, then both put in place."""
+    began = log.begin("slug")
+    app = work.directory("app")
+    slugs.mark(app, layout.home, layout.name, release_output, work.owner)
+    prepared = slugs.prepare(app, output, work.owner)
+    try:
+        with contextlib.ExitStack() as stack, cache.replacing(work.directory("cache")) as replace_cache:
+            stack.enter_context(signals_held())  # until both are done: what comes then must undo neither
+            replace_cache()
+            prepared.commit()
+    finally:
+        prepared.discard()
+    log.record.slug = prepared.slug
+    log.end("slug", began)

@@ -1,0 +1,108 @@
+"""One build under way: its workspace, launcher and record, whatever is then run in it."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nsbuild import buildpack as api
+from nsbuild.build.cache import Cache, cache_key
+from nsbuild.build.calls import Calls
+from nsbuild.build.events import Monitor
+from nsbuild.build.log import Log
+from nsbuild.build.options import BuildOptions, layout_of
+from nsbuild.build.staging import stage_buildpacks, stage_cache, stage_source
+from nsbuild.errors import ExitCode, Interrupted, NsbuildError, Refused
+from nsbuild.record import Record
+from nsbuild.refusals import Refusals
+from nsbuild.sandbox import Launcher, Layout
+from nsbuild.user import build_user
+from nsbuild.workspace import Workspace, user_cache, workspace
+
+
+@dataclass(frozen=True)
+class Session:
+    """A build in its workspace; `packs` are (what the user wrote, its directory)."""
+
+    source: Path
+    packs: Sequence[tuple[str, Path]]
+    options: BuildOptions
+    layout: Layout
+    work: Workspace
+    cache: Cache
+    log: Log
+    calls: Calls
+
+    def stage(self, *ours: str) -> list[api.Buildpack]:
+        """Copy source, cache, config vars and buildpacks into the workspace; returns the buildpacks.
+
+        `ours` are paths that are no part of the app where they lie within the source.
+        """
+        began = self.log.begin("stage")
+        kept = (*ours, str(self.cache.directory), str(Path(self.work.path).parent))
+        stage_source(self.source, self.work, kept, self.log)
+        stage_cache(self.cache, self.work, self.log)
+        api.write_env_dir(self.work.directory("env"), self.options.config_vars, self.work.owner)
+        buildpacks = stage_buildpacks(self.packs, self.work, self.log)
+        self.log.end("stage", began)
+        return buildpacks
+
+
+@contextlib.contextmanager
+def session(
+    source: Path, packs: Sequence[tuple[str, Path]], options: BuildOptions, monitor: Monitor
+) -> Iterator[Session]:
+    """A build of `source`, recorded from its beginning to its end.
+
+    Raises NsbuildError; it has an attribute `record` once the build had begun.
+    """
+    build_id = secrets.token_hex(4)
+    layout = layout_of(options, build_id)
+    surprising = api.check_config_vars(options.config_vars)
+    user = build_user(str(source), options.user)
+    cache_root = Path(options.cache_dir or user_cache() / "apps").absolute()
+    cache = Cache(cache_root, cache_key(options.app or str(source), options.stack, layout.name))
+    cache.check()
+    parent = Path(options.workspace_dir).absolute() if options.workspace_dir else cache_root / ".workspaces"
+    record = Record(
+        id=build_id,
+        source=str(source),
+        layout=layout.name,
+        run_path=layout.home,
+        stack=options.stack,
+        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        uid=user.uid,
+    )
+    log = Log(record, monitor)
+    began = time.monotonic()
+    try:
+        with (
+            Refusals("Free some space, or give another --workspace-dir, --cache or --output.", Refused),
+            workspace(parent, user) as work,
+            Launcher.for_caller() as launcher,
+        ):
+            calls = Calls(options, layout, work, launcher, log)
+            for name in surprising:
+                log.warn(
+                    f"The config var {name} is one that buildpacks refuse to export; it is in ENV_DIR all the same."
+                )
+            yield Session(source, packs, options, layout, work, cache, log, calls)
+        record.result = "succeeded"
+        record.exit_code = int(ExitCode.OK)
+    except NsbuildError as error:
+        raise _with_record(error, record) from error.__cause__
+    except KeyboardInterrupt:
+        raise _with_record(Interrupted("Interrupted."), record) from None
+    finally:
+        record.seconds = round(time.monotonic() - began, 3)
+
+
+def _with_record(error: NsbuildError, record: Record) -> NsbuildError:
+    record.result = error.sentence
+    record.exit_code = int(error.code)
+    error.record = record  # type: ignore[attr-defined]
+    return error

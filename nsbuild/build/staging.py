@@ -1,0 +1,97 @@
+"""What a build is made of, copied into its workspace: source, cache, config vars, buildpacks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from nsbuild import buildpack as api
+from nsbuild.build.cache import Cache
+from nsbuild.build.log import Log
+from nsbuild.build.options import BuildError
+from nsbuild.errors import ExitCode, Refused, UsageError
+from nsbuild.record import BuildpackRecord
+from nsbuild.tree import copy_tree
+from nsbuild.workspace import Workspace
+
+
+def open_source(source: str | Path) -> Path:
+    """The directory that is to be built. Raises UsageError."""
+    path = Path(source)
+    if not str(source) or not path.exists():
+        raise UsageError(f"The source {source or '(no name)'} does not exist.", "Give the directory of an app.")
+    if not path.is_dir():
+        raise UsageError(f"The source {source} is not a directory.", "Unpack it, and give the directory.")
+    return path.resolve()
+
+
+def choose_buildpacks(references: Sequence[str | Path]) -> list[tuple[str, Path]]:
+    """(what the user wrote, its directory) of each buildpack, in order. Raises UsageError."""
+    if not references:
+        raise UsageError("No buildpack was given.", "Name one with --buildpack DIRECTORY.")
+    return [(str(reference), api.open_reference(str(reference))) for reference in references]
+
+
+def stage_source(source: Path, work: Workspace, ours: Sequence[str], log: Log) -> None:
+    """Copy the source to be BUILD_DIR. `ours` are output, caches and workspaces: no part of the app where they lie
+    within the source.
+
+    Raises BuildError for an empty source, Refused for what cannot be read.
+    """
+    app = work.directory("app")
+    os.rmdir(app)
+    within = {os.path.relpath(os.path.realpath(path), source) for path in ours}
+
+    def skip(path: str, directory: bool) -> bool:
+        return path.rpartition("/")[2] == ".git" or path in within
+
+    try:
+        staged = copy_tree(str(source), app, skip=skip, owner=work.owner)
+    except PermissionError as error:
+        raise _unreadable(error, source) from error
+    os.chmod(app, os.stat(app).st_mode & 0o777 | 0o700)
+    for left in staged.left_out:
+        log.warn(f"{left.path} was left out: it is {left.reason}.")
+    if staged.files + staged.symlinks == 0:
+        raise BuildError(
+            f"The source {source} is empty: no buildpack can match.",
+            "Give the directory of an app.",
+            ExitCode.NO_BUILDPACK,
+        )
+
+
+def stage_cache(cache: Cache, work: Workspace, log: Log) -> None:
+    """A private copy of the last good build's cache, or an empty directory."""
+    os.rmdir(work.directory("cache"))
+    log.record.cache_hit = cache.load(work.directory("cache"), work.owner)
+    if not log.record.cache_hit:
+        work.make("cache")
+
+
+def stage_buildpacks(packs: Sequence[tuple[str, Path]], work: Workspace, log: Log) -> list[api.Buildpack]:
+    """A private, writable copy of each. Raises Refused for what cannot be read."""
+    directory = Path(work.directory("tmp"), "buildpacks")
+    directory.mkdir()
+    if work.owner is not None:
+        os.chown(directory, *work.owner)
+    installed = []
+    for number, (reference, origin) in enumerate(packs):
+        path = f"/tmp/buildpacks/{number}"
+        try:
+            pack = api.install(origin, reference, directory / str(number), path, work.owner)
+        except PermissionError as error:
+            raise _unreadable(error, origin) from error
+        installed.append(pack)
+        log.record.buildpacks.append(BuildpackRecord(reference, pack.digest))
+    return installed
+
+
+def _unreadable(error: PermissionError, top: Path) -> Exception:
+    """What to do when it is a file of the user's that cannot be read."""
+    if not str(error.filename).startswith(f"{top}/"):
+        return error
+    return Refused(
+        f"{error.filename} cannot be read: {error.strerror}.",
+        f"Make it readable for uid {os.geteuid()}, or take it out of {top}.",
+    )
