@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from nsbuild.runtime.dyno import RunOptions, list_processes, run
+from nsbuild.runtime.opened import RunOptions
+from nsbuild.runtime.process import list_processes, run
 
 __all__ = ["RunOptions", "list_processes", "run"]

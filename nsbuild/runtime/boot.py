@@ -1,0 +1,59 @@
+"""What a dyno runs and finds in its environment: values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nsbuild.errors import UsageError
+from nsbuild.runtime.slug import SlugInfo
+
+RUN_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+# .profile.d/*.sh are sourced in lexical order, then .profile, in the app's directory, with config vars set before:
+# https://devcenter.heroku.com/articles/profile
+_BOOT = """
+__nsbuild_command=("$@")
+for __nsbuild_file in "$PWD"/.profile.d/*.sh "$PWD/.profile"; do
+    if [ -f "$__nsbuild_file" ]; then . "$__nsbuild_file"; fi
+done
+set -- "${__nsbuild_command[@]}"
+unset -v __nsbuild_file __nsbuild_command
+exec "$@"
+"""
+
+
+def command_of(info: SlugInfo, process: str) -> list[str]:
+    """What runs a process type. Raises UsageError when the slug has none of that name."""
+    command = info.process_types.get(process)
+    if command is None:
+        known = ", ".join(sorted(info.process_types)) or "none"
+        raise UsageError(f"The slug has no process type {process!r}.", f"It has: {known}. A command comes after --.")
+    return ["bash", "-c", command]
+
+
+def boot(argv: Sequence[str]) -> list[str]:
+    """The command with what a dyno sources before it."""
+    return ["/bin/bash", "-c", _BOOT, "bash", *argv]
+
+
+def environment(
+    info: SlugInfo,
+    name: str,
+    *,
+    base: Mapping[str, str],
+    config_vars: Mapping[str, str],
+    port: int | None = None,
+) -> dict[str, str]:
+    """The environment of the dyno `name` (`web.1`). `base` is what any process gets; `config_vars` are the user's."""
+    variables = {
+        "PATH": RUN_PATH,
+        "LANG": "C.UTF-8",
+        **base,
+        **info.config_vars,
+        **config_vars,
+        "HOME": info.run_path,
+        "DYNO": name,
+    }
+    if port is not None:
+        variables["PORT"] = str(port)
+    return variables
