@@ -8,16 +8,24 @@ import click
 
 from nsbuild.build import DEFAULT_STACK, BuildOptions, Event, Record
 from nsbuild.build import build as build_slug
+from nsbuild.cli.configured import AppOption, Configured, configured
 from nsbuild.cli.options import BindSpec, Duration, KeyValue, config_vars
 from nsbuild.cli.progress import Progress
 from nsbuild.errors import NsbuildError, UsageError
 from nsbuild.tree import write_atomic
 
 
-@click.command()
+@click.command(cls=Configured)
 @click.argument("source")
 @click.option(
-    "-b", "--buildpack", "buildpacks", multiple=True, metavar="DIR", help="A buildpack; in order, repeatable."
+    "-b",
+    "--buildpack",
+    "buildpacks",
+    cls=AppOption,
+    place=True,
+    multiple=True,
+    metavar="DIR",
+    help="A buildpack; in order, repeatable.",
 )
 @click.option("-o", "--output", help="A directory, or a file in .tgz. Default: ./NAME.tgz.")
 @click.option("--cache", "cache_dir", metavar="DIR", help="Where caches are kept, for every app.")
@@ -25,19 +33,22 @@ from nsbuild.tree import write_atomic
 @click.option("--env", "pairs", type=KeyValue(), multiple=True, help="A config var, repeatable.")
 @click.option("--env-dir", type=click.Path(exists=True, file_okay=False), help="Config vars, one file each.")
 @click.option("--env-file", type=click.Path(exists=True, dir_okay=False), help="Config vars, NAME=VALUE a line.")
-@click.option("--stack", default=DEFAULT_STACK, show_default=True, help="The value of STACK.")
-@click.option("--layout", type=click.Choice(["app", "classic"]), default="app", show_default=True)
-@click.option("--run-path", default="/app", show_default=True, help="Where the app will run.")
+@click.option("--stack", cls=AppOption, default=DEFAULT_STACK, show_default=True, help="The value of STACK.")
+@click.option("--layout", cls=AppOption, type=click.Choice(["app", "classic"]), default="app", show_default=True)
+@click.option("--run-path", cls=AppOption, default="/app", show_default=True, help="Where the app will run.")
 @click.option("--network", type=click.Choice(["host", "none"]), default="host", show_default=True)
 @click.option("--no-userns", is_flag=True, help="Forbid user namespaces inside (Chromium's sandbox needs them).")
-@click.option("--timeout", type=Duration(), default="15m", show_default=True, help="For each compile.")
+@click.option("--timeout", cls=AppOption, type=Duration(), default="15m", show_default=True, help="For each compile.")
 @click.option("--pass-env", "pass_env", multiple=True, metavar="NAME", help="Show a variable of yours to buildpacks.")
 @click.option("--bind", "binds", type=BindSpec(), multiple=True, help="Show a file or directory, read-only.")
 @click.option("--keep-credentials", is_flag=True, help="Leave .ssh, .netrc ... in the slug as the build left them.")
 @click.option("--workspace-dir", metavar="DIR", help="Where the build's private directory is made.")
 @click.option("--user", help="As root: the user of the build, a name or UID:GID.")
 @click.option("--report", metavar="FILE", help="Write the record of the build, JSON.")
+@click.pass_context
 def build(
+    context: click.Context,
+    /,
     source: str,
     buildpacks: tuple[str, ...],
     pairs: tuple[tuple[str, str], ...],
@@ -52,6 +63,9 @@ def build(
     The buildpacks' own output goes to stdout as it comes; everything of ours to stderr.
     """
     progress = Progress()
+    settings = configured(context)
+    for sentence in settings.sentences():
+        progress(Event("note", text=sentence))
     record = None
     if report is not None:
         _check_report(report)
@@ -60,7 +74,7 @@ def build(
             source,
             buildpacks,
             BuildOptions(
-                config_vars=config_vars(pairs, env_dir, env_file),
+                config_vars=config_vars(pairs, env_dir, env_file, settings.table("env")),
                 user_namespaces=not no_userns,
                 **options,  # type: ignore[arg-type]
             ),

@@ -17,6 +17,7 @@ from nsbuild.errors import ExitCode, Interrupted, NsbuildError
 
 _HOMES = {
     "build": "nsbuild.cli.build",
+    "config": "nsbuild.cli.config",
     "doctor": "nsbuild.cli.doctor",
     "gc": "nsbuild.cli.gc",
     "recover": "nsbuild.cli.recover",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -60,12 +61,17 @@ class BindSpec(click.ParamType):  # type: ignore[type-arg]
         return os.path.abspath(source), os.path.normpath(destination)
 
 
-def config_vars(pairs: tuple[tuple[str, str], ...], env_dir: str | None, env_file: str | None) -> dict[str, str]:
-    """Config vars of --env-dir, --env-file and --env; the later one wins.
+def config_vars(
+    pairs: tuple[tuple[str, str], ...],
+    env_dir: str | None,
+    env_file: str | None,
+    configured: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Config vars of a file's [env], --env-dir, --env-file and --env; the later one wins.
 
     Raises click.UsageError naming the place of what is malformed.
     """
-    found: dict[str, str] = {}
+    found = dict(configured or {})
     if env_dir is not None:
         for path in sorted(Path(env_dir).iterdir()):
             if path.is_file():

@@ -20,6 +20,7 @@ LEVELS = {
     "nsbuild.errors": 0,
     "nsbuild.interrupts": 0,
     "nsbuild.record": 0,
+    "nsbuild.config": 1,
     "nsbuild.sandbox": 1,
     "nsbuild.user": 2,
     "nsbuild.workspace": 2,
