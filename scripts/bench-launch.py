@@ -106,6 +106,9 @@ def main() -> None:
             candidates[name] = spawned(argv)
         else:
             print(f"{name}: {argv[0]} is not installed, left out")
+    site = next(path for path in sys.path if path.endswith("site-packages"))
+    imports = f"import sys; sys.path.append({site!r}); import nsbuild.cli.wrappers"
+    candidates["the same, and what exec imports"] = spawned(["/usr/bin/python3", "-I", "-S", "-c", imports])
     candidates["nsbuild exec, cold"] = spawned([entry, "exec", "--build-dir", "build", "--", "/bin/true"])
     launcher = Launcher()
     for name, network in (("ours, warm Launcher", "host"), ("ours, warm, own network", "none")):

@@ -77,29 +77,26 @@ def see(view: View, skeleton: str, given: Mapping[str, int], step: Step) -> None
     step.name = "make / private and read-only"
     _seal_host()
 
-    step.name = "generated files"
-    host_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    files = kernel.fsmount("tmpfs", (("mode", "755"),), kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV)
-    # Mounts on / are invisible to absolute paths, which start below them: a place that always exists.
-    kernel.move_mount(files, host_root, "/")
     step.name = "attach the root"
+    host_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    # Mounts on / are invisible to absolute paths, which start below them: a place that always exists.
     kernel.move_mount(root, host_root, "/")
     os.close(host_root)
 
-    executor = _Executor(root, files, mounts)
+    executor = _Executor(root, mounts)
+    step.name = "devices"
+    executor.attach_devices(view)
     for operation in view.operations:
         step.name = operation.describe()
         executor.execute(operation)
-    for fd in mounts.values():
-        os.close(fd)
-    os.close(files)
+    executor.close()
 
     step.name = "pivot_root"
     os.fchdir(root)
     try:
         kernel.pivot_root(".", ".")
-        # The old root lies on ours now, and on it the tmpfs of the files: the topmost goes first.
-        kernel.umount2(".", kernel.MNT_DETACH)
+        # The old root lies on ours now. It is the one mount that is detached: each makes the kernel wait until every
+        # processor has noticed, which takes longer than all that was mounted.
         kernel.umount2(".", kernel.MNT_DETACH)
     except kernel.KernelError as error:
         if error.errno != errno.EINVAL or error.call != "pivot_root":
@@ -187,18 +184,38 @@ def _unescape(field: bytes) -> bytes:
     return field
 
 
-class _Executor:
-    """The small interpreter of operations. `root` is the new root's mount, `files` a tmpfs for generated ones."""
+def _generated(operation: File) -> str:
+    return operation.path.replace("/", "_")
 
-    def __init__(self, root: int, files: int, mounts: Mapping[str, int]) -> None:
+
+class _Executor:
+    """The small interpreter of operations. `root` is the new root's mount; `mounts` are closed with it."""
+
+    def __init__(self, root: int, mounts: Mapping[str, int]) -> None:
         self.root = root
-        self.files = files
         self.mounts = mounts
         self._attached: set[str] = set()
+        self._devices = -1
+
+    def attach_devices(self, view: View) -> None:
+        """The tmpfs of /dev, first of all: generated files are made in it, bound where they belong, and unlinked."""
+        for operation in view.operations:
+            if isinstance(operation, Dev):
+                self._devices = self._tmpfs("755")
+                target = self._reach(operation.path, "directory")
+                kernel.move_mount(self._devices, target, operation.path)
+                os.close(target)
+
+    def close(self) -> None:
+        for fd in (*self.mounts.values(), self._devices):
+            os.close(fd)
 
     def execute(self, operation: Operation) -> None:
         if isinstance(operation, Directory | Symlink | Place):
             return  # the skeleton holds them already
+        if isinstance(operation, Dev):
+            self._dev(operation.path)
+            return
         target = self._reach(operation.path, mount_point_kind(operation))
         try:
             self._mount(operation, target)
@@ -215,9 +232,6 @@ class _Executor:
             fd = self._tmpfs(f"{operation.mode:o}")
         elif isinstance(operation, File):
             fd = self._file(operation)
-        elif isinstance(operation, Dev):
-            self._dev(target, path)
-            return
         elif isinstance(operation, Overlay):
             self._overlay(operation, target)
             return
@@ -226,6 +240,7 @@ class _Executor:
         kernel.move_mount(fd, target, path)
         if isinstance(operation, File):
             self._close_to_changes(fd)
+            os.unlink(_generated(operation), dir_fd=self._devices)
         os.close(fd)
 
     def _bound(self, bind: Bind) -> int:
@@ -279,12 +294,12 @@ class _Executor:
         return kernel.fsmount("tmpfs", (("mode", mode),), attributes)
 
     def _file(self, operation: File) -> int:
-        name = operation.path.replace("/", "_")
-        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self.files)
+        name = _generated(operation)
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self._devices)
         with open(fd, "wb") as file:  # noqa: PTH123
             file.write(operation.content)
-        os.chmod(name, operation.mode, dir_fd=self.files)
-        return kernel.open_tree(self.files, name, kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC)
+            os.fchmod(fd, operation.mode)
+        return kernel.open_tree(self._devices, name, kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC)
 
     def _close_to_changes(self, mount: int) -> None:
         """Read-only, for it belongs to the build's user. `mount` is attached."""
@@ -296,9 +311,8 @@ class _Executor:
             flags = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
             kernel.mount("none", f"/proc/self/fd/{mount}", "", flags)
 
-    def _dev(self, target: int, path: str) -> None:
-        dev = self._tmpfs("755")
-        kernel.move_mount(dev, target, path)
+    def _dev(self, path: str) -> None:
+        dev = self._devices
         for name in _DEVICES:
             os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=dev))
             node = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=dev)
@@ -321,7 +335,6 @@ class _Executor:
             kernel.move_mount(mount, point, f"{path}/{name}")
             os.close(mount)
             os.close(point)
-        os.close(dev)
 
     def _overlay(self, operation: Overlay, target: int) -> None:
         # The upper directory must be on a writable, attached mount; below the overlay nobody can reach it.

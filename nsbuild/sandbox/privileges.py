@@ -1,19 +1,23 @@
-"""Give up every privilege, in the order the kernel allows: python-prctl, and kernel.py for what it lacks."""
+"""Give up every privilege, in the order the kernel allows: python-prctl, and kernel.py for what it lacks.
+
+python-prctl's extension module, that is: `prctl` itself makes a few hundred names from it when it is imported, and a
+launch would wait for that longer than for everything here.
+"""
 
 from __future__ import annotations
 
-import prctl
+import _prctl
 
 from nsbuild.sandbox import kernel
 
 SIGKILL = 9
 SECBIT_NO_CAP_AMBIENT_RAISE, SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED = 1 << 6, 1 << 7  # python-prctl refuses them
 SECUREBITS = (
-    prctl.SECBIT_NOROOT
-    | prctl.SECBIT_NOROOT_LOCKED
-    | prctl.SECBIT_NO_SETUID_FIXUP
-    | prctl.SECBIT_NO_SETUID_FIXUP_LOCKED
-    | prctl.SECBIT_KEEP_CAPS_LOCKED
+    _prctl.SECBIT_NOROOT
+    | _prctl.SECBIT_NOROOT_LOCKED
+    | _prctl.SECBIT_NO_SETUID_FIXUP
+    | _prctl.SECBIT_NO_SETUID_FIXUP_LOCKED
+    | _prctl.SECBIT_KEEP_CAPS_LOCKED
     | SECBIT_NO_CAP_AMBIENT_RAISE
     | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED
 )
@@ -25,12 +29,12 @@ class StillPrivileged(RuntimeError):
 
 def die_with_parent() -> None:
     """Be killed when the thread that cloned us ends. A change of uid or capabilities clears it: call it late."""
-    prctl.set_pdeathsig(SIGKILL)
+    _prctl.prctl(_prctl.PR_SET_PDEATHSIG, SIGKILL)
 
 
 def set_dumpable(dumpable: bool) -> None:
     """Whether our /proc entries belong to us. A changed uid clears it, and uid_map is EACCES without it."""
-    prctl.set_dumpable(1 if dumpable else 0)
+    _prctl.prctl(_prctl.PR_SET_DUMPABLE, dumpable)
 
 
 def drop_all() -> None:
@@ -41,14 +45,13 @@ def drop_all() -> None:
     # Securebits and the bounding set need CAP_SETPCAP, so they come before the sets that hold it.
     kernel.prctl(kernel.PR_SET_SECUREBITS, SECUREBITS)
     kernel.prctl(kernel.PR_CAP_AMBIENT, kernel.PR_CAP_AMBIENT_CLEAR_ALL)
-    prctl.capbset.limit()
-    # python-prctl knows the capabilities of the headers it was compiled with; the kernel may be newer.
-    for bit in _bits(_status()["CapBnd"]):
+    # As this kernel lists them: python-prctl knows those of the headers that it was compiled with.
+    held = _status()
+    for bit in _bits(held["CapBnd"]):
         kernel.prctl(kernel.PR_CAPBSET_DROP, bit)
-    prctl.cap_effective.limit()
-    prctl.cap_permitted.limit()
-    prctl.cap_inheritable.limit()
-    prctl.set_no_new_privs(1)
+    everything = _bits(held["CapEff"] | held["CapPrm"] | held["CapInh"])
+    _prctl.set_caps([], [], [], everything, everything, everything)
+    _prctl.prctl(_prctl.PR_SET_NO_NEW_PRIVS, 1)
     status = _status()
     left = {name: value for name, value in status.items() if value}
     if left:
@@ -68,7 +71,7 @@ def _bits(mask: int) -> list[int]:
 def hide_command_line() -> None:
     """What `ps` shows of us: the kernel lets everybody read it, and options may hold config vars.
 
-    Not prctl.set_proctitle, which crashes an interpreter started with -c.
+    Not python-prctl's set_proctitle, which crashes an interpreter started with -c.
     """
     with open("/proc/self/stat", "rb") as file:  # noqa: PTH123
         fields = file.read().rpartition(b")")[2].split()

@@ -178,20 +178,7 @@ def test_a_launch_imports_little(own: Room) -> None:
     )
     imported = set(said.splitlines()[-1].split())
     assert "nsbuild.sandbox.running" in imported
-    # python-prctl's own imports are not ours to choose.
-    prctls = subprocess.run(
-        [
-            sys.executable,
-            "-I",
-            "-c",
-            "import sys; known = set(sys.modules); import prctl; print(*(set(sys.modules) - known))",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    assert imported & set(SLOW) <= set(prctls)
-    assert not imported & {"pyroute2", "dataclasses", "typing", "click", "json", "socket"}
+    assert not imported & set(SLOW)
 
 
 def test_the_sandbox_imports_nothing_of_buildpacks(own: Room) -> None:
