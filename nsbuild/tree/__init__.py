@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from nsbuild.tree.remove import remove_tree
     from nsbuild.tree.replace import fsync_directory, replace_directory, write_atomic
     from nsbuild.tree.walk import tree_size
+    from nsbuild.tree.write import NameRefused, TreeWriter
 
 __all__ = [
     "CopyReport",
     "LeftOut",
+    "NameRefused",
+    "TreeWriter",
     "break_hard_links",
     "copy_tree",
     "fsync_directory",
@@ -32,4 +35,4 @@ __all__ = [
     "write_atomic",
 ]
 
-__getattr__ = names_of(__name__, __all__, ("beneath", "copy", "links", "remove", "replace", "walk"))
+__getattr__ = names_of(__name__, __all__, ("beneath", "copy", "links", "remove", "replace", "walk", "write"))
