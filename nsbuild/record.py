@@ -11,10 +11,19 @@ import nsbuild
 
 
 @dataclass
+class Step:
+    """A `----->` line of a compile: `at`, in seconds since the compile began, and how many until the next one."""
+
+    text: str
+    at: float
+    seconds: float
+
+
+@dataclass
 class Phase:
     """One call of a buildpack. Times in seconds, memory in KiB; `signal` is what killed it, if anything did.
 
-    `exit_code` is None when the phase was killed or could not be started.
+    `exit_code` is None when the phase was killed or could not be started. `steps` are a compile's.
     """
 
     name: str
@@ -28,6 +37,7 @@ class Phase:
     read_bytes: int = 0
     written_bytes: int = 0
     timings: dict[str, float] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
 
 
 @dataclass

@@ -37,5 +37,5 @@ def build(
         run_chain(at.calls, staged)
         release_output = release(at.calls, staged[-1])
         sweep(options, at.layout, at.work, directory, at.log)
-        publish(output, release_output, at.layout, at.work, at.cache, at.log)
+        publish(output, release_output, at.layout, at.work, at.cache, at.log, options.enforce_limits)
     return at.log.record

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 
 from nsbuild import buildpack as api
 from nsbuild.build.events import Event
+from nsbuild.build.limits import slow, time_limit
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildError, BuildOptions
+from nsbuild.build.steps import StepClock
 from nsbuild.errors import ExitCode, Interrupted, Refused, UsageError
 from nsbuild.interrupts import ENDING
 from nsbuild.sandbox import Bind, Launcher, Layout, Outcome, View, ViewError, compose, read_host
@@ -35,8 +38,14 @@ class Calls:
         self.view = build_view(options, layout, work, api.network_binds(needs, layout.build_dir))
 
     def run(self, name: str, pack: api.Buildpack, call: api.Invocation) -> Outcome:
-        """Run one script; its output, both streams in their true order, goes to the monitor."""
-        return self._launch(name, pack, call, lambda data: self.log.monitor(Event("output", data=data)), None)
+        """Run one script; its output, both streams in their true order, goes to the monitor, steps to the record."""
+        clock = StepClock(time.monotonic())
+
+        def passed_on(data: bytes) -> None:
+            clock.feed(data, time.monotonic())
+            self.log.monitor(Event("output", data=data))
+
+        return self._launch(name, pack, call, passed_on, None, clock)
 
     def captured(self, name: str, pack: api.Buildpack, call: api.Invocation) -> tuple[Outcome, bytes, bytes]:
         """Run one script whose stdout is an answer; (outcome, stdout, stderr). Raises BuildError when it is long."""
@@ -48,7 +57,7 @@ class Calls:
         """Raises BuildError when it was the time limit that ended the script."""
         if outcome.timed_out:
             raise BuildError(
-                f"bin/{name} of {pack.reference} took longer than {self.options.timeout:g} seconds.",
+                f"bin/{name} of {pack.reference} took longer than {time_limit(name, self.options):g} seconds.",
                 "Raise --timeout.",
                 ExitCode.LIMIT,
             )
@@ -71,7 +80,9 @@ class Calls:
         call: api.Invocation,
         on_output: Callable[[bytes], None],
         on_error: Callable[[bytes], None] | None,
+        clock: StepClock | None = None,
     ) -> Outcome:
+        limit = time_limit(name, self.options)
         began = self.log.begin(name, pack.reference)
         with open(os.devnull, "rb") as null:  # noqa: PTH123
             outcome = self.launcher.launch(
@@ -82,10 +93,12 @@ class Calls:
                 stdin=null.fileno(),
                 on_output=on_output,
                 on_error=on_error,
-                timeout=self.options.timeout,
+                timeout=limit,
                 interrupt_grace=10.0,
             )
-        self.log.end(name, began, pack.reference, outcome)
+        phase = self.log.end(name, began, pack.reference, outcome, clock)
+        if sentence := slow(phase.seconds, limit):
+            self.log.warn(f"bin/{name} of {pack.reference} {sentence}.")
         if outcome.came_back.get(self.layout.build_dir, "directory") != "directory":
             self.work.make("app")  # for bin/report; the build has failed
         for sentence in self.work.mend(self.layout, outcome.came_back):

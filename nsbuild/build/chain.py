@@ -42,6 +42,8 @@ def detect(calls: Calls, pack: api.Buildpack) -> str:
     calls.check_time("detect", pack, outcome)
     if outcome.exit_code != 0:
         heard = shown(printed + said)
+        calls.log.line(f"-----> App not compatible with buildpack: {pack.reference}")
+        calls.log.line(" !     Push failed")
         raise BuildError(
             f"The buildpack {pack.reference} does not match this app"
             f" (bin/detect {ending(outcome)}{f', and said: {heard}' if heard else ''}).",
@@ -50,7 +52,7 @@ def detect(calls: Calls, pack: api.Buildpack) -> str:
         )
     calls.check_build_dir("detect", pack, outcome)
     name = printed.decode("utf-8", "replace").strip() or own
-    calls.log.note(f"-----> {name} app detected")
+    calls.log.line(f"-----> {name} app detected")
     return name
 
 
@@ -59,10 +61,8 @@ def compile_(calls: Calls, pack: api.Buildpack, name: str, exports: Sequence[str
     outcome = calls.run("compile", pack, api.compile_(pack, calls.layout, exports))
     calls.check_time("compile", pack, outcome)
     if outcome.exit_code != 0:
-        raise BuildError(
-            f"Push rejected, failed to compile {name} app: bin/compile of {pack.reference} {ending(outcome)}.",
-            code=ExitCode.COMPILE_FAILED,
-        )
+        calls.log.line(f" !     Push rejected, failed to compile {name} app.")
+        raise BuildError(f"bin/compile of {pack.reference} {ending(outcome)}.", code=ExitCode.COMPILE_FAILED)
     calls.check_build_dir("compile", pack, outcome)
 
 

@@ -11,7 +11,8 @@ class Event:
     """`kind` is one of
 
     `started` and `ended` (of the phase `name`; `text` is the buildpack, `seconds` how long it took),
-    `output` (`data`: the buildpack's own bytes), `note` and `warning` (`text`: one sentence).
+    `output` (`data`: the buildpack's own bytes), `line` (`text`: what a platform prints here of its own, in its
+    shape), `note` and `warning` (`text`: one sentence).
     """
 
     kind: str

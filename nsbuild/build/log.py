@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from nsbuild.build.events import Event, Monitor
+from nsbuild.build.steps import StepClock, without_values
 from nsbuild.record import Phase, Record
 from nsbuild.sandbox import Outcome
 
 
 class Log:
-    """The record of one build, and its monitor."""
+    """The record of one build, and its monitor. Values of `config_vars` are kept out of the record."""
 
-    def __init__(self, record: Record, monitor: Monitor) -> None:
+    def __init__(self, record: Record, monitor: Monitor, config_vars: Mapping[str, str]) -> None:
+        self.config_vars = config_vars
         self.record = record
         self.monitor = monitor
 
@@ -23,15 +26,24 @@ class Log:
     def note(self, text: str) -> None:
         self.monitor(Event("note", text=text))
 
+    def line(self, text: str) -> None:
+        """What a platform prints at this place: `-----> step`, seven spaces and a detail, or ` !     error`."""
+        self.monitor(Event("line", text=text))
+
     def begin(self, name: str, text: str = "") -> float:
         """A phase begins; returns the time, for `end`."""
         self.monitor(Event("started", name=name, text=text))
         return time.monotonic()
 
-    def end(self, name: str, began: float, text: str = "", outcome: Outcome | None = None) -> None:
-        """The phase has ended: its times, and what a launch in it has used."""
-        seconds = round(time.monotonic() - began, 3)
+    def end(
+        self, name: str, began: float, text: str = "", outcome: Outcome | None = None, steps: StepClock | None = None
+    ) -> Phase:
+        """The phase has ended: its times, what a launch in it has used, and the steps in what it has printed."""
+        now = time.monotonic()
+        seconds = round(now - began, 3)
         phase = Phase(name, text, seconds)
+        if steps is not None:
+            phase.steps = without_values(steps.steps(now), self.config_vars)
         if outcome is not None:
             phase.exit_code = None if outcome.signal is not None else outcome.exit_code
             phase.signal = outcome.signal
@@ -43,3 +55,4 @@ class Log:
             phase.timings = {key: round(value, 5) for key, value in outcome.timings.items()}
         self.record.phases.append(phase)
         self.monitor(Event("ended", name=name, text=text, seconds=seconds))
+        return phase

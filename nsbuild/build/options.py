@@ -19,8 +19,10 @@ class BuildError(NsbuildError):
 class BuildOptions:
     """Everything about a build but its source and buildpacks; each is an option of `nsbuild build`.
 
-    `timeout` is in seconds, for each compile. `config_vars` are files in ENV_DIR; `pass_env` are names of the
-    operator's environment to show to buildpacks; `binds` are (host path, path in the view).
+    `timeout` is in seconds, for each call of a buildpack. Without it each has 15 minutes, except that a compile that
+    takes longer, like a slug that is too large, gets a warning, of which `enforce_limits` makes an error.
+    `config_vars` are files in ENV_DIR; `pass_env` are names of the operator's environment to show to buildpacks;
+    `binds` are (host path, path in the view).
     """
 
     output: str | None = None
@@ -33,7 +35,8 @@ class BuildOptions:
     run_path: str = "/app"
     network: str = "host"
     user_namespaces: bool = True
-    timeout: float | None = 900.0
+    timeout: float | None = None
+    enforce_limits: bool = False
     pass_env: Sequence[str] = ()
     binds: Sequence[tuple[str, str]] = ()
     keep_credentials: bool = False

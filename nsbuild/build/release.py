@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from nsbuild import buildpack as api
 from nsbuild import slug as slugs
 from nsbuild.build.cache import Cache
 from nsbuild.build.calls import OUTPUT_LIMIT, Calls, ending, shown
+from nsbuild.build.limits import megabytes, too_large
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildError, BuildOptions
 from nsbuild.build.sweep import sweep_home
@@ -43,8 +45,21 @@ def release(calls: Calls, pack: api.Buildpack) -> bytes | None:
                 f"bin/release of {pack.reference} printed what is no release: {error}.",
                 code=ExitCode.RELEASE_FAILED,
             ) from None
-    calls.log.record.process_types = {**found.default_process_types, **_procfile(calls.work, calls.log)}
+    declared = _procfile(calls.work, calls.log)
+    calls.log.record.process_types = {**found.default_process_types, **declared}
+    for line in discovered(declared, found.default_process_types):
+        calls.log.line(line)
     return printed
+
+
+def discovered(declared: Mapping[str, str], default: Mapping[str, str]) -> list[str]:
+    """What the platform prints of process types (gliderlabs/herokuish, include/procfile.bash)."""
+    lines = [
+        "-----> Discovering process types",
+        f"       Procfile declares types -> {', '.join(declared) or '(none)'}",
+    ]
+    others = [name for name in default if name not in declared]
+    return [*lines, f"       Default types for buildpack -> {', '.join(others)}"] if others else lines
 
 
 def _procfile(work: Workspace, log: Log) -> dict[str, str]:
@@ -79,14 +94,26 @@ def sweep(options: BuildOptions, layout: Layout, work: Workspace, source: Path, 
 
 
 def publish(
-    output: slugs.Output, release_output: bytes | None, layout: Layout, work: Workspace, cache: Cache, log: Log
+    output: slugs.Output,
+    release_output: bytes | None,
+    layout: Layout,
+    work: Workspace,
+    cache: Cache,
+    log: Log,
+    enforce_limits: bool,
 ) -> None:
-    """Slug and cache: both made beside, then both put in place."""
+    """Slug and cache: both made beside, then both put in place. Raises BuildError for a slug that is too large."""
     began = log.begin("slug")
     app = work.directory("app")
     slugs.mark(app, layout.home, layout.name, release_output, work.owner)
+    archive = output.format != "directory"
+    if archive:
+        log.line("-----> Compressing...")
     prepared = slugs.prepare(app, output, work.owner)
     try:
+        if archive:
+            log.line(f"       Done: {megabytes(prepared.slug.bytes)}")
+            _check_size(prepared.slug.bytes, enforce_limits, log)
         with contextlib.ExitStack() as stack, cache.replacing(work.directory("cache")) as replace_cache:
             stack.enter_context(signals_held())  # until both are done: what comes then must undo neither
             replace_cache()
@@ -95,3 +122,14 @@ def publish(
         prepared.discard()
     log.record.slug = prepared.slug
     log.end("slug", began)
+
+
+def _check_size(size: int, enforce: bool, log: Log) -> None:
+    sentence = too_large(size)
+    if not sentence:
+        return
+    log.line(f" !     {sentence}")
+    if enforce:
+        log.line(" !     Push failed")
+        raise BuildError(sentence, "Leave files out of it, by .slugignore for one.", ExitCode.LIMIT)
+    log.record.warnings.append(sentence)

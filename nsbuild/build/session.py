@@ -77,7 +77,7 @@ def session(
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         uid=user.uid,
     )
-    log = Log(record, monitor)
+    log = Log(record, monitor, options.config_vars)
     began = time.monotonic()
     try:
         with (

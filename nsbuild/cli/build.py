@@ -38,7 +38,15 @@ from nsbuild.tree import write_atomic
 @click.option("--run-path", cls=AppOption, default="/app", show_default=True, help="Where the app will run.")
 @click.option("--network", type=click.Choice(["host", "none"]), default="host", show_default=True)
 @click.option("--no-userns", is_flag=True, help="Forbid user namespaces inside (Chromium's sandbox needs them).")
-@click.option("--timeout", cls=AppOption, type=Duration(), default="15m", show_default=True, help="For each compile.")
+@click.option(
+    "--timeout",
+    cls=AppOption,
+    type=Duration(),
+    help="For each call of a buildpack. Default: 15m, but compile is only warned.",
+)
+@click.option(
+    "--enforce-limits", cls=AppOption, is_flag=True, help="Fail where a platform would: compile 15m, slug 500M."
+)
 @click.option("--pass-env", "pass_env", multiple=True, metavar="NAME", help="Show a variable of yours to buildpacks.")
 @click.option("--bind", "binds", type=BindSpec(), multiple=True, help="Show a file or directory, read-only.")
 @click.option("--keep-credentials", is_flag=True, help="Leave .ssh, .netrc ... in the slug as the build left them.")

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h|)$")
-_LONGEST = 2_000_000.0
-"""poll(2) waits 2^31 milliseconds at most."""
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+from nsbuild.cli.wrappers import Misused, seconds_of
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]
@@ -21,13 +17,10 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
     name = "duration"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        match = _DURATION.match(str(value))
-        if match is None:
-            self.fail(f"{value!r} is not a duration like 90s, 15m or 2h.", param, ctx)
-        seconds = float(match[1]) * _UNITS[match[2]]
-        if not 0 < seconds <= _LONGEST:
-            self.fail(f"{value!r} is not more than 0 and at most {_LONGEST / 3600:g}h.", param, ctx)
-        return seconds
+        try:
+            return seconds_of(str(value))
+        except Misused as error:
+            self.fail(str(error), param, ctx)
 
 
 class KeyValue(click.ParamType):  # type: ignore[type-arg]

@@ -31,6 +31,8 @@ class Progress:
             self._line(f"{about} ...", "cyan")
         elif event.kind == "warning":
             self._line(f"warning: {event.text}", "yellow")
+        elif event.kind == "line":
+            say(event.text)
         elif event.kind == "note":
             self._line(event.text)
 

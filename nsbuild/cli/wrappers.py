@@ -135,7 +135,7 @@ class _Call:
             exports=tuple(options.get("--with-export", ())),
             tmp=one("--tmp"),
             export_to=one("--export-to"),
-            timeout=_seconds(one("--timeout")) if "--timeout" in options else None,
+            timeout=_timeout(one("--timeout")) if "--timeout" in options else None,
             limits=_limits(one("--memory"), one("--pids"), one("--cpu")),
             workspace_dir=one("--workspace-dir"),
             user=one("--user"),
@@ -248,16 +248,26 @@ def _bind(text: str) -> tuple[str, str]:
     return os.path.abspath(source), os.path.normpath(destination)
 
 
-def _seconds(text: str) -> float:
+_LONGEST = 2_000_000.0
+"""poll(2) waits 2^31 milliseconds at most."""
+
+
+def seconds_of(text: str) -> float:
+    """What `--timeout` means: seconds, or a number with s, m or h. Raises Misused."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
-    try:
-        seconds = float(number) * unit
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise Misused(f"--timeout {text!r} is not a time like 90s, 15m or 2h.")
+    plain = number.replace(".", "", 1)
+    seconds = float(number) * unit if plain.isascii() and plain.isdigit() else -1.0
+    if not 0 < seconds <= _LONGEST:
+        raise Misused(f"{text!r} is not a time like 90s, 15m or 2h, above 0 and at most {_LONGEST / 3600:.0f}h.")
     return seconds
+
+
+def _timeout(text: str) -> float:
+    try:
+        return seconds_of(text)
+    except Misused as error:
+        raise Misused(f"--timeout: {error}") from None
 
 
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}

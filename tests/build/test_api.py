@@ -511,7 +511,8 @@ def test_detect_names_the_app_and_steps_are_told_on_stderr(site: Site) -> None:
     assert result.record["buildpacks"][0]["name"] == "My Framework"
     for phase in ("stage", "detect", "compile", "slug"):
         assert f"nsbuild: {phase}" in result.err
-    assert all(line.startswith("nsbuild: ") for line in result.err.splitlines())
+    platforms = ("-----> ", "       ", " !     ")
+    assert all(line.startswith(("nsbuild: ", *platforms)) for line in result.err.splitlines())
     assert "\x1b" not in result.err
 
 

@@ -105,7 +105,8 @@ def test_compile_fails(built: Site) -> None:
     before = state(built)
     pack = built.buildpack('echo doing; echo " !     reason" >&2; rm -rf "$1"/* "$2"/*; exit 17', "bad")
     result = built.build("app", pack)
-    result.refused(11, "Push rejected, failed to compile Test app", str(pack), "exited 17")
+    result.refused(11, "bin/compile", str(pack), "exited 17")
+    assert " !     Push rejected, failed to compile Test app.\n" in result.err
     assert result.out == b"doing\n !     reason\n"
     assert result.record["exit_code"] == 11
     (phase,) = [phase for phase in result.record["phases"] if phase["name"] == "compile"]
