@@ -44,9 +44,7 @@ from nsbuild.tree import write_atomic
     type=Duration(),
     help="For each call of a buildpack. Default: 15m, but compile is only warned.",
 )
-@click.option(
-    "--enforce-limits", cls=AppOption, is_flag=True, help="Fail where a platform would: compile 15m, slug 500M."
-)
+@click.option("--enforce-limits", is_flag=True, help="Fail where a platform would: compile 15m, slug 500M.")
 @click.option("--pass-env", "pass_env", multiple=True, metavar="NAME", help="Show a variable of yours to buildpacks.")
 @click.option("--bind", "binds", type=BindSpec(), multiple=True, help="Show a file or directory, read-only.")
 @click.option("--keep-credentials", is_flag=True, help="Leave .ssh, .netrc ... in the slug as the build left them.")
