@@ -126,7 +126,7 @@ def test_an_app_names_a_buildpack_of_its_own_or_of_the_web(write: Write, place: 
         ("stack = ['a']", "`stack` is not a text"),
         ("no-userns = 1", "`no-userns` is not true or false"),
         ("timeout = true", "`timeout` is not a text or number"),
-        ("timeout = 'soon'", "`timeout`: 'soon' is not a duration"),
+        ("timeout = 'soon'", "`timeout`: 'soon' is not a time"),
         ("timeout = 2024-01-01", "`timeout` is not a text or number"),
         ("network = 'lan'", "`network`: 'lan' is not one of"),
         ("bind = ['/etc:relative']", "`bind`: 'relative' is not an absolute path"),
