@@ -31,16 +31,22 @@ class ConfigFile:
     values: Mapping[str, Any]
 
 
-def user_file() -> Path:
-    """Where the user's own settings are (`$XDG_CONFIG_HOME/nsbuild`, `~/.config/nsbuild`)."""
+def user_file() -> Path | None:
+    """Where the user's own settings are (`$XDG_CONFIG_HOME/nsbuild`, `~/.config/nsbuild`); None without a home."""
     import platformdirs
 
-    return platformdirs.user_config_path("nsbuild") / NAME
+    try:
+        path: Path = platformdirs.user_config_path("nsbuild") / NAME
+    except RuntimeError:
+        return None
+    return path if path.is_absolute() else None  # relative: older versions of platformdirs
 
 
 def read_user_file() -> ConfigFile | None:
     """The user's file; None where there is none. Raises UsageError when it cannot be read, or is no TOML."""
     path = user_file()
+    if path is None:
+        return None
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):

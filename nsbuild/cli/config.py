@@ -31,7 +31,8 @@ def config(source: str | None, as_json: bool) -> None:
         for key, setting in settings.tables.get(table, {}).items():
             rows[f"{table}.{key}"] = _row(setting, None if table == "env" else setting.value)
     if as_json:
-        click.echo(json.dumps({"user_file": str(user_file()), "settings": rows}, indent=2))
+        path = user_file()
+        click.echo(json.dumps({"user_file": path and str(path), "settings": rows}, indent=2))
         return
     width = max(map(len, rows))
     for name, row in rows.items():
@@ -39,7 +40,7 @@ def config(source: str | None, as_json: bool) -> None:
             "(not shown)" if name.startswith("env.") else "-" if row["value"] is None else json.dumps(row["value"])
         )
         click.echo(f"{name:{width}}  {shown}  ({row['from']})")
-    click.echo(f"The user's file is {user_file()}.")
+    click.echo(f"The user's file is {user_file() or 'nowhere: there is no home directory'}.")
 
 
 def _is_set(value: object) -> bool:

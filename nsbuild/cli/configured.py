@@ -118,7 +118,7 @@ def _check_key(file: ConfigFile, key: str, known: Mapping[str, click.Option]) ->
     if file.of_app and not (TABLES[key] if key in TABLES else isinstance(known[key], AppOption)):
         raise UsageError(
             f"{file.path}: `{key}` is nothing that an app may set, for the app may be anybody's.",
-            f"Give it as an option, or in {user_file()}.",
+            f"Give it as an option, or in {user_file() or 'a file of yours'}.",
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from support.sites import Site
@@ -70,6 +72,22 @@ def test_config_without_a_source_is_the_users(site: Site) -> None:
     site.write("nsbuild.toml", "stack = 'never read'\n")
     site.write(USER, "stack = 'of-user'\n")
     assert '"of-user"' in site.nsbuild("config").ok().text
+
+
+def test_without_a_home_there_is_no_file_of_the_users(site: Site) -> None:
+    """In a container with any uid: no HOME, and no account to look it up in."""
+    script = (
+        "import os, platformdirs, sys\n"
+        "def nowhere(*words): raise RuntimeError('no home')\n"
+        "platformdirs.user_config_path = nowhere\n"
+        "from nsbuild.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    app = site.app(**{"nsbuild.toml": "network = 'none'\n"})
+    words = [sys.executable, "-c", script, "config"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("The user's file is nowhere: there is no home directory.\n")
+    done = subprocess.run([*words, str(app)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Give it as an option, or in a file of yours." in done.stderr
 
 
 def test_compile_and_exec_read_no_file(site: Site) -> None:

@@ -10,11 +10,18 @@ from pathlib import Path
 import click
 import pytest
 
+from nsbuild import config
 from nsbuild.cli.configured import AppOption, Settings, options_of_build, read_settings
-from nsbuild.config import user_file
 from nsbuild.errors import ExitCode, UsageError
 
 Write = Callable[..., str]
+
+
+def user_file() -> Path:
+    path = config.user_file()
+    assert path is not None
+    return path
+
 
 WIDENING = ("bind", "pass-env", "output", "cache", "workspace-dir", "user", "app", "env-file", "env-dir", "network")
 
