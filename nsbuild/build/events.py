@@ -12,7 +12,8 @@ class Event:
 
     `started` and `ended` (of the phase `name`; `text` is the buildpack, `seconds` how long it took),
     `output` (`data`: the buildpack's own bytes), `line` (`text`: what a platform prints here of its own, in its
-    shape), `note` and `warning` (`text`: one sentence).
+    shape), `note` and `warning` (`text`: one sentence),
+    `download` (`text`: what; `done` and `total`: bytes, `total` 0 where nobody knows).
     """
 
     kind: str
@@ -20,6 +21,8 @@ class Event:
     text: str = ""
     data: bytes = b""
     seconds: float = 0.0
+    done: int = 0
+    total: int = 0
 
 
 Monitor = Callable[[Event], None]

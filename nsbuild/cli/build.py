@@ -10,7 +10,7 @@ from nsbuild.build import DEFAULT_STACK, BuildOptions, Event, Record
 from nsbuild.build import build as build_slug
 from nsbuild.cli.configured import AppOption, Configured, configured
 from nsbuild.cli.options import BindSpec, Duration, KeyValue, config_vars
-from nsbuild.cli.progress import Progress
+from nsbuild.cli.progress import progress
 from nsbuild.errors import NsbuildError, UsageError
 from nsbuild.tree import write_atomic
 
@@ -51,6 +51,7 @@ from nsbuild.tree import write_atomic
 @click.option("--workspace-dir", metavar="DIR", help="Where the build's private directory is made.")
 @click.option("--user", help="As root: the user of the build, a name or UID:GID.")
 @click.option("--report", metavar="FILE", help="Write the record of the build, JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Events on stdout, one a line: docs/events.md.")
 @click.pass_context
 def build(
     context: click.Context,
@@ -62,20 +63,20 @@ def build(
     env_file: str | None,
     no_userns: bool,
     report: str | None,
+    as_json: bool,
     **options: object,
 ) -> int:
     """Build the app in SOURCE with classic buildpacks and put the slug at --output.
 
     The buildpacks' own output goes to stdout as it comes; everything of ours to stderr.
     """
-    progress = Progress()
     settings = configured(context)
-    for sentence in settings.sentences():
-        progress(Event("note", text=sentence))
-    record = None
-    if report is not None:
-        _check_report(report)
+    shown = progress(as_json=as_json)
     try:
+        for sentence in settings.sentences():
+            shown(Event("note", text=sentence))
+        if report is not None:
+            _check_report(report)
         record = build_slug(
             source,
             buildpacks,
@@ -84,20 +85,22 @@ def build(
                 user_namespaces=not no_userns,
                 **options,  # type: ignore[arg-type]
             ),
-            monitor=progress,
+            monitor=shown,
         )
+        if report is not None:
+            _write_report(report, record)
+        shown.finished(record)
     except NsbuildError as error:
-        record = getattr(error, "record", None)
-        progress.failed(error)
-        if report is not None and record is not None:
+        begun = getattr(error, "record", None)
+        if report is not None and begun is not None:
             try:
-                _write_report(report, record)
+                _write_report(report, begun)
             except OSError as also:
-                progress(Event("warning", text=f"the record cannot be written to {report}: {also.strerror}."))
+                shown(Event("warning", text=f"the record cannot be written to {report}: {also.strerror}."))
+        shown.failed(error)
         raise
-    if report is not None:
-        _write_report(report, record)
-    progress.finished(record)
+    finally:
+        shown.close()
     return 0
 
 

@@ -1,15 +1,37 @@
-"""Our own lines, on stderr."""
+"""Our own lines, on stderr, and bytes for stdout."""
 
 from __future__ import annotations
 
+import os
+import select
 import sys
+
+from nsbuild.errors import Refused
 
 
 def say(line: str) -> None:
     """Print a line on stderr. That nobody reads it, or that it is on a full disk, is nothing to fail for."""
+    tell(f"{line}\n")
+
+
+def tell(text: str) -> None:
+    """Text for stderr as it is: what moves a terminal's cursor ends with no newline."""
     if sys.stderr is None:
         return
     try:
-        print(line, file=sys.stderr, flush=True)
+        sys.stderr.write(text)
+        sys.stderr.flush()
     except OSError:
         sys.stderr = None  # the interpreter would try again, and fail, at its end
+
+
+def write_out(data: bytes) -> None:
+    """All of it to stdout, past Python's buffer. Raises Refused when nobody takes it."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(1, rest) :]
+        except BlockingIOError:
+            select.select([], [1], [])  # somebody who shares our stdout has made it so
+        except OSError as error:
+            raise Refused(f"stdout cannot be written: {error.strerror}.", "Keep its reader running.") from error

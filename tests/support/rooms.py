@@ -56,17 +56,18 @@ class Output:
     def wait_for(self, text: bytes, timeout: float = 20) -> None:
         deadline = time.monotonic() + timeout
         while text not in self.data:
-            assert self._more(deadline), f"{text!r} never came, but {self.data!r}"
+            assert self.more(deadline), f"{text!r} never came, but {self.data!r}"
 
     def rest(self, timeout: float = 20) -> bytes:
         """Everything, once nobody holds the other end any more."""
         deadline = time.monotonic() + timeout
-        while self._more(deadline):
+        while self.more(deadline):
             continue
         os.close(self._fd)
         return self.data
 
-    def _more(self, deadline: float) -> bool:
+    def more(self, deadline: float) -> bool:
+        """Wait for the next bytes; False at the end."""
         ready = select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))[0]
         assert ready, f"still open, after {self.data!r}"
         try:

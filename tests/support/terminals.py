@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pyte
+
 from support.processes import eventually
 from support.rooms import Output
 
@@ -82,3 +84,38 @@ class Terminal:
         """Wait until it has been shown, and forget everything up to there."""
         self.output.wait_for(text, timeout)
         self.output.data = self.output.data.partition(text)[2]
+
+
+class Screen(Terminal):
+    """What a person sees on it: pyte obeys what it is sent."""
+
+    def __init__(self, rows: int = 40, columns: int = 80) -> None:
+        super().__init__(rows, columns)
+        self.screen = pyte.Screen(columns, rows)
+        self._stream = pyte.ByteStream(self.screen)
+        self._fed = 0
+
+    def resize(self, rows: int, columns: int) -> None:
+        super().resize(rows, columns)
+        if hasattr(self, "screen"):
+            self.screen.resize(rows, columns)
+
+    def lines(self) -> list[str]:
+        """Down to the last one that is not empty."""
+        self._stream.feed(self.output.data[self._fed :])
+        self._fed = len(self.output.data)
+        return "\n".join(line.rstrip() for line in self.screen.display).rstrip().split("\n")
+
+    def shows(self, text: str, timeout: float = 20) -> list[str]:
+        """Wait until a line has it; the screen as it is then."""
+        deadline = time.monotonic() + timeout
+        while not any(text in line for line in self.lines()):
+            shown = f"{text!r} is not on the screen:\n" + "\n".join(self.lines())
+            assert select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))[0], shown
+            assert self.output.more(deadline), shown
+        return self.lines()
+
+    def ends(self) -> list[str]:
+        """The screen once nobody can write to it any more."""
+        self.output.rest()
+        return self.lines()

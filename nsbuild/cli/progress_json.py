@@ -1,0 +1,65 @@
+"""`--json`: one object a line on stdout, as docs/events.md tells."""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import dataclasses
+import json
+import time
+from typing import Any
+
+from nsbuild.build import Event, Record
+from nsbuild.cli.say import write_out
+from nsbuild.errors import NsbuildError
+
+
+class JsonProgress:
+    """Nothing else is on stdout, and on stderr only the error."""
+
+    def __init__(self) -> None:
+        self._phase: dict[str, Any] = {}
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "started":
+            self._phase = {"phase": event.name, "buildpack": event.text}
+            _write("started", self._phase)
+        elif event.kind == "ended":
+            self._output(b"", final=True)
+            _write("ended", {"phase": event.name, "buildpack": event.text, "seconds": event.seconds})
+            self._phase = {}
+        elif event.kind == "output":
+            self._output(event.data)
+        elif event.kind == "download":
+            _write("download", {"text": event.text, "done": event.done, "total": event.total or None})
+        else:
+            _write(event.kind, {**self._phase, "text": event.text})
+
+    def finished(self, record: Record) -> None:
+        _write("result", {"record": dataclasses.asdict(record), "error": None})
+
+    def failed(self, error: NsbuildError) -> None:
+        record = getattr(error, "record", None)
+        about = {"code": int(error.code), "sentence": error.sentence, "fix": error.fix}
+        _write("result", {"record": dataclasses.asdict(record) if record else None, "error": about})
+
+    def close(self) -> None:
+        return
+
+    def _output(self, data: bytes, *, final: bool = False) -> None:
+        """A character that a pipe has cut in two is told with its second half."""
+        text = self._decoder.decode(data, final)
+        if not text:
+            return
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raw = text.encode("utf-8", "surrogateescape")
+            _write("output", {**self._phase, "base64": base64.b64encode(raw).decode()})
+        else:
+            _write("output", {**self._phase, "text": text})
+
+
+def _write(kind: str, fields: dict[str, Any]) -> None:
+    write_out(json.dumps({"time": round(time.time(), 3), "kind": kind, **fields}).encode() + b"\n")

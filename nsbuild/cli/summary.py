@@ -1,0 +1,69 @@
+"""What there is to say of a build at its end, and of each event: texts, which terminal and plain lines show alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nsbuild.build import Event, Record
+
+_SLOWEST = 3
+"""How many of the steps are named."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`phases` are (name, buildpack, time), `facts` (label, text), `result` is the line that says what was made."""
+
+    phases: tuple[tuple[str, str, str], ...]
+    facts: tuple[tuple[str, str], ...]
+    result: str
+
+
+def summarize(record: Record) -> Summary:
+    """The summary of a build that has succeeded."""
+    phases = tuple((phase.name, phase.buildpack, f"{phase.seconds:.1f} s") for phase in record.phases)
+    facts = []
+    steps = sorted((step for phase in record.phases for step in phase.steps), key=lambda step: -step.seconds)
+    if slowest := ", ".join(f"{step.text} ({step.seconds:.1f} s)" for step in steps[:_SLOWEST]):
+        facts.append(("slowest", slowest))
+    if record.slug is not None:
+        facts.append(("cache", "used" if record.cache_hit else "none yet"))
+    if record.warnings:
+        facts.append(("warnings", str(len(record.warnings))))
+    took = f"{record.seconds:.1f} s"
+    if record.slug is None:
+        return Summary(phases, tuple(facts), f"{record.result} in {took}")
+    return Summary(phases, tuple(facts), f"built {record.slug.path} ({size(record.slug.bytes)}) in {took}")
+
+
+def line_of(event: Event) -> str | None:
+    """The line that tells of an event; None where there is nothing to tell."""
+    about = f"{event.name} {event.text}".rstrip()
+    if event.kind == "line":
+        return printable(event.text)
+    if event.kind == "ended":
+        return ours(f"{about} ({event.seconds:.1f} s)")
+    if event.kind == "started" and event.name == "compile":
+        return ours(f"{about} ...")
+    if event.kind == "warning":
+        return ours(f"warning: {event.text}")
+    if event.kind == "download" and event.done == event.total > 0:
+        return ours(f"downloaded {event.text} ({size(event.total)})")
+    return ours(event.text) if event.kind == "note" else None
+
+
+def ours(text: str) -> str:
+    """A line of nsbuild's own."""
+    return f"nsbuild: {printable(text)}"
+
+
+def printable(text: str) -> str:
+    """What an app or a buildpack has named, on one line, without what a terminal would obey."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
+def size(count: int) -> str:
+    """Bytes for people: `1.5 MB`."""
+    return f"{count / 1e6:.1f} MB"
