@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
 from collections.abc import Sequence
@@ -77,12 +76,10 @@ def report(calls: Calls, number: int, pack: api.Buildpack) -> None:
         return
     calls.check_build_dir("report", pack, outcome)
     try:
-        found = json.loads(printed or b"{}")
-        if outcome.exit_code != 0 or not isinstance(found, dict):
-            raise ValueError(ending(outcome))
-        kept = {key: value for key, value in found.items() if not isinstance(value, dict | list)}
-        calls.log.record.buildpacks[number].report = kept
-    except (ValueError, RecursionError) as error:
+        if outcome.exit_code != 0:
+            raise api.ReportError(ending(outcome))
+        calls.log.record.buildpacks[number].report = api.parse_report(printed)
+    except api.ReportError as error:
         calls.log.warn(f"bin/report of {pack.reference} was of no use: {error}.")
 
 

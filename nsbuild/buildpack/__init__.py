@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nsbuild.buildpack.phases import Invocation, compile_, detect, release, report
     from nsbuild.buildpack.procfile import ProcfileError, parse_procfile
     from nsbuild.buildpack.release_yaml import Release, ReleaseError, parse_release
+    from nsbuild.buildpack.report_yaml import ReportError, parse_report
 
 __all__ = [
     "Buildpack",
@@ -20,6 +21,7 @@ __all__ = [
     "ProcfileError",
     "Release",
     "ReleaseError",
+    "ReportError",
     "build_environment",
     "check_config_vars",
     "compile_",
@@ -30,11 +32,12 @@ __all__ = [
     "open_reference",
     "parse_procfile",
     "parse_release",
+    "parse_report",
     "release",
     "report",
     "write_env_dir",
 ]
 
 __getattr__ = names_of(
-    __name__, __all__, ("buildpack", "environment", "network", "phases", "procfile", "release_yaml")
+    __name__, __all__, ("buildpack", "environment", "network", "phases", "procfile", "release_yaml", "report_yaml")
 )

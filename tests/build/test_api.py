@@ -293,11 +293,19 @@ def test_a_report_after_a_failed_compile_is_kept(site: Site) -> None:
     assert result.record["buildpacks"][0]["report"] == {"reason": "bad pin", "count": 2}
 
 
+def test_a_report_is_yaml_too(site: Site) -> None:
+    report = """printf '%s\n' 'packages: "cowsay,\\"x\\""' 'when: 2026-01-02' 'share: .nan' 'nested: [1]' '7: true'"""
+    result = site.build(site.app(), site.buildpack(report=report)).ok()
+    expected = {"packages": 'cowsay,"x"', "when": "2026-01-02", "share": "nan", "7": True}
+    assert result.record["buildpacks"][0]["report"] == expected and not result.record["warnings"]
+
+
 @pytest.mark.parametrize(
     "report",
     [
         "exit 1",
-        "echo not json",
+        "echo not a mapping",
+        "echo 'a: *b'",
         "echo '[1]'",
         "head -c 3000000 /dev/zero",
         "kill -9 $$",
