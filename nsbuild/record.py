@@ -42,11 +42,18 @@ class Phase:
 
 @dataclass
 class BuildpackRecord:
-    """`name` is what bin/detect printed; `report` what bin/report did."""
+    """`name` is what bin/detect printed; `report` what bin/report did.
+
+    `digest` is of the files that were run. What was fetched has its `url` (without secrets), and the digest of the
+    `archive` or the `commit` of the git repository.
+    """
 
     reference: str
     digest: str
     name: str = ""
+    url: str = ""
+    archive: str = ""
+    commit: str = ""
     report: dict[str, Any] = field(default_factory=dict)
 
 

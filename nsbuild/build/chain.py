@@ -6,21 +6,24 @@ import contextlib
 import os
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nsbuild import buildpack as api
 from nsbuild.build.calls import Calls, ending, shown
 from nsbuild.build.options import BuildError
+from nsbuild.build.staging import Staged
 from nsbuild.errors import ExitCode
 from nsbuild.tree import open_beneath
 from nsbuild.workspace import Workspace
 
 
-def run_chain(calls: Calls, buildpacks: Sequence[api.Buildpack]) -> None:
-    """detect, compile and report of each buildpack in order. Raises BuildError."""
+def run_chain(calls: Calls, staged: Staged) -> Sequence[api.Buildpack]:
+    """detect, compile and report of each buildpack in order; returns those that were used. Raises BuildError."""
     exports: list[str] = []
+    buildpacks, names = _first_match(calls, staged.buildpacks) if staged.detected else (staged.buildpacks, [])
     for number, pack in enumerate(buildpacks):
-        name = calls.log.record.buildpacks[number].name = detect(calls, pack)
+        name = calls.log.record.buildpacks[number].name = names[number] if names else detect(calls, pack)
         try:
             compile_(calls, pack, name, exports)
         except BuildError:
@@ -28,31 +31,64 @@ def run_chain(calls: Calls, buildpacks: Sequence[api.Buildpack]) -> None:
                 report(calls, number, pack)
             raise
         report(calls, number, pack)
-        if _has_export(calls.work, number):
+        if _has_export(calls.work, pack):
             exports.append(f"{pack.path}/export")
+    return buildpacks
 
 
-def detect(calls: Calls, pack: api.Buildpack) -> str:
-    """A configured buildpack must match; what it prints is its name. Raises BuildError."""
+def _first_match(calls: Calls, buildpacks: Sequence[api.Buildpack]) -> tuple[list[api.Buildpack], list[str]]:
+    """The buildpack of a default set that is used, and its name; the record forgets the others. Raises BuildError."""
+    found = [(number, pack, _detected(calls, pack)) for number, pack in enumerate(buildpacks)]
+    matching = [(number, pack, answer.name) for number, pack, answer in found if answer.name is not None]
+    if not matching:
+        tried = ", ".join(Path(pack.reference).name for pack in buildpacks)
+        raise BuildError(
+            f"No buildpack matches this app. Tried: {tried}.", "Name one with --buildpack.", ExitCode.NO_BUILDPACK
+        )
+    number, pack, name = matching[0]
+    if len(matching) > 1:
+        several = ", ".join(Path(each.reference).name for _, each, _ in matching)
+        calls.log.warn(f"Several buildpacks match this app ({several}); the first is used. --buildpack names others.")
+    calls.log.record.buildpacks[:] = [calls.log.record.buildpacks[number]]
+    calls.log.line(f"-----> {name} app detected")
+    return [pack], [name]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What bin/detect has printed as the app's name, None when it does not match; `why`, in a message."""
+
+    name: str | None
+    why: str = ""
+
+
+def _detected(calls: Calls, pack: api.Buildpack) -> _Answer:
     own = Path(pack.reference).name
     if not pack.has("detect"):
-        return own
+        return _Answer(own)
     outcome, printed, said = calls.captured("detect", pack, api.detect(pack, calls.layout))
     calls.check_time("detect", pack, outcome)
     if outcome.exit_code != 0:
         heard = shown(printed + said)
+        return _Answer(None, f"bin/detect {ending(outcome)}{f', and said: {heard}' if heard else ''}")
+    calls.check_build_dir("detect", pack, outcome)
+    return _Answer(printed.decode("utf-8", "replace").strip() or own)
+
+
+def detect(calls: Calls, pack: api.Buildpack) -> str:
+    """A configured buildpack must match; what it prints is its name. Raises BuildError."""
+    answer = _detected(calls, pack)
+    if answer.name is None:
         calls.log.line(f"-----> App not compatible with buildpack: {pack.reference}")
         calls.log.line(" !     Push failed")
         raise BuildError(
-            f"The buildpack {pack.reference} does not match this app"
-            f" (bin/detect {ending(outcome)}{f', and said: {heard}' if heard else ''}).",
+            f"The buildpack {pack.reference} does not match this app ({answer.why}).",
             "Leave it out, or mend the app.",
             ExitCode.NO_BUILDPACK,
         )
-    calls.check_build_dir("detect", pack, outcome)
-    name = printed.decode("utf-8", "replace").strip() or own
-    calls.log.line(f"-----> {name} app detected")
-    return name
+    if pack.has("detect"):
+        calls.log.line(f"-----> {answer.name} app detected")
+    return answer.name
 
 
 def compile_(calls: Calls, pack: api.Buildpack, name: str, exports: Sequence[str]) -> None:
@@ -83,11 +119,11 @@ def report(calls: Calls, number: int, pack: api.Buildpack) -> None:
         calls.log.warn(f"bin/report of {pack.reference} was of no use: {error}.")
 
 
-def _has_export(work: Workspace, number: int) -> bool:
+def _has_export(work: Workspace, pack: api.Buildpack) -> bool:
     """The file is read by bash inside the view; here only whether it is there, and a plain file."""
     tmp = os.open(work.directory("tmp"), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        fd = open_beneath(tmp, f"buildpacks/{number}/export", os.O_PATH | os.O_NOFOLLOW)
+        fd = open_beneath(tmp, f"buildpacks/{Path(pack.path).name}/export", os.O_PATH | os.O_NOFOLLOW)
         try:
             return stat.S_ISREG(os.fstat(fd).st_mode)
         finally:

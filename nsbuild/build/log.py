@@ -30,6 +30,9 @@ class Log:
         """What a platform prints at this place: `-----> step`, seven spaces and a detail, or ` !     error`."""
         self.monitor(Event("line", text=text))
 
+    def download(self, text: str, done: int, total: int | None) -> None:
+        self.monitor(Event("download", text=text, done=done, total=total or 0))
+
     def begin(self, name: str, text: str = "") -> float:
         """A phase begins; returns the time, for `end`."""
         self.monitor(Event("started", name=name, text=text))

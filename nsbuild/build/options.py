@@ -22,7 +22,8 @@ class BuildOptions:
     `timeout` is in seconds, for each call of a buildpack. Without it each has 15 minutes, except that a compile that
     takes longer, like a slug that is too large, gets a warning, of which `enforce_limits` makes an error.
     `config_vars` are files in ENV_DIR; `pass_env` are names of the operator's environment to show to buildpacks;
-    `binds` are (host path, path in the view).
+    `binds` are (host path, path in the view). `default_buildpacks` is a directory of buildpacks, for when neither
+    caller nor app names one; `registry` maps patterns of names (`heroku/*`) to references with `{name}` in them.
     """
 
     output: str | None = None
@@ -41,6 +42,8 @@ class BuildOptions:
     binds: Sequence[tuple[str, str]] = ()
     keep_credentials: bool = False
     user: str | None = None
+    default_buildpacks: str | None = None
+    registry: Mapping[str, str] = field(default_factory=dict)
 
 
 def layout_of(options: BuildOptions, build_id: str) -> Layout:

@@ -15,7 +15,7 @@ from nsbuild.build.calls import Calls
 from nsbuild.build.events import Monitor
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildOptions, layout_of
-from nsbuild.build.staging import stage_buildpacks, stage_cache, stage_source
+from nsbuild.build.staging import Staged, stage_buildpacks, stage_cache, stage_source
 from nsbuild.errors import ExitCode, Interrupted, NsbuildError, Refused
 from nsbuild.record import Record
 from nsbuild.refusals import Refusals
@@ -26,10 +26,10 @@ from nsbuild.workspace import Workspace, user_cache, workspace
 
 @dataclass(frozen=True)
 class Session:
-    """A build in its workspace; `packs` are (what the user wrote, its directory)."""
+    """A build in its workspace; `given` are the references that the caller named."""
 
     source: Path
-    packs: Sequence[tuple[str, Path]]
+    given: Sequence[str]
     options: BuildOptions
     layout: Layout
     work: Workspace
@@ -37,7 +37,7 @@ class Session:
     log: Log
     calls: Calls
 
-    def stage(self, *ours: str) -> list[api.Buildpack]:
+    def stage(self, *ours: str) -> Staged:
         """Copy source, cache, config vars and buildpacks into the workspace; returns the buildpacks.
 
         `ours` are paths that are no part of the app where they lie within the source.
@@ -45,17 +45,21 @@ class Session:
         began = self.log.begin("stage")
         kept = (*ours, str(self.cache.directory), str(Path(self.work.path).parent))
         stage_source(self.source, self.work, kept, self.log)
+        chosen = api.choose(
+            self.given,
+            self.options.config_vars,
+            self.work.directory("app"),
+            defaults=self.options.default_buildpacks,
+            registry=self.options.registry,
+        )
         stage_cache(self.cache, self.work, self.log)
         api.write_env_dir(self.work.directory("env"), self.options.config_vars, self.work.owner)
-        buildpacks = stage_buildpacks(self.packs, self.work, self.log)
         self.log.end("stage", began)
-        return buildpacks
+        return stage_buildpacks(chosen, self.work, self.log)
 
 
 @contextlib.contextmanager
-def session(
-    source: Path, packs: Sequence[tuple[str, Path]], options: BuildOptions, monitor: Monitor
-) -> Iterator[Session]:
+def session(source: Path, given: Sequence[str], options: BuildOptions, monitor: Monitor) -> Iterator[Session]:
     """A build of `source`, recorded from its beginning to its end.
 
     Raises NsbuildError; it has an attribute `record` once the build had begun.
@@ -90,7 +94,7 @@ def session(
                 log.warn(
                     f"The config var {name} is one that buildpacks refuse to export; it is in ENV_DIR all the same."
                 )
-            yield Session(source, packs, options, layout, work, cache, log, calls)
+            yield Session(source, given, options, layout, work, cache, log, calls)
         record.result = "succeeded"
         record.exit_code = int(ExitCode.OK)
     except NsbuildError as error:

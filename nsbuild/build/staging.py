@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nsbuild import buildpack as api
 from nsbuild.build.cache import Cache
 from nsbuild.build.log import Log
-from nsbuild.build.options import BuildError
+from nsbuild.build.options import BuildError, BuildOptions
 from nsbuild.errors import ExitCode, Refused, UsageError
 from nsbuild.record import BuildpackRecord
 from nsbuild.tree import copy_tree
@@ -26,11 +27,22 @@ def open_source(source: str | Path) -> Path:
     return path.resolve()
 
 
-def choose_buildpacks(references: Sequence[str | Path]) -> list[tuple[str, Path]]:
-    """(what the user wrote, its directory) of each buildpack, in order. Raises UsageError."""
-    if not references:
-        raise UsageError("No buildpack was given.", "Name one with --buildpack DIRECTORY.")
-    return [(str(reference), api.open_reference(str(reference))) for reference in references]
+def check_given(references: Sequence[str | Path], options: BuildOptions) -> list[str]:
+    """The references that the caller names, looked at before anything is copied. Raises UsageError."""
+    given = [str(reference) for reference in references]
+    for text in given:
+        reference = api.parse_reference(text, registry=options.registry)
+        if reference.kind == "directory":
+            api.check_buildpack(Path(reference.location), reference.shown)
+    return given
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The buildpacks in their places. `detected`: only the first that matches is used."""
+
+    buildpacks: Sequence[api.Buildpack]
+    detected: bool
 
 
 def stage_source(source: Path, work: Workspace, ours: Sequence[str], log: Log) -> None:
@@ -69,22 +81,40 @@ def stage_cache(cache: Cache, work: Workspace, log: Log) -> None:
         work.make("cache")
 
 
-def stage_buildpacks(packs: Sequence[tuple[str, Path]], work: Workspace, log: Log) -> list[api.Buildpack]:
-    """A private, writable copy of each. Raises Refused for what cannot be read."""
+def stage_buildpacks(chosen: api.Chosen, work: Workspace, log: Log) -> Staged:
+    """A private, writable copy of each, fetched where it has to be. Raises NsbuildError for what cannot be had."""
+    for warning in chosen.warnings:
+        log.warn(warning)
+    if chosen.origin != "--buildpack":
+        log.note(f"Buildpacks of {chosen.origin}: {', '.join(found.shown for found in chosen.references)}.")
+    store = api.Store(progress=log.download)
     directory = Path(work.directory("tmp"), "buildpacks")
     directory.mkdir()
     if work.owner is not None:
         os.chown(directory, *work.owner)
     installed = []
-    for number, (reference, origin) in enumerate(packs):
-        path = f"/tmp/buildpacks/{number}"
-        try:
-            pack = api.install(origin, reference, directory / str(number), path, work.owner)
-        except PermissionError as error:
-            raise _unreadable(error, origin) from error
+    for number, reference in enumerate(chosen.references):
+        began = None if reference.kind == "directory" else log.begin("fetch", reference.shown)
+        with store.open(reference) as opened:
+            try:
+                pack = api.install(
+                    opened.directory,
+                    reference.shown,
+                    directory / str(number),
+                    f"/tmp/buildpacks/{number}",
+                    work.owner,
+                )
+            except PermissionError as error:
+                raise _unreadable(error, opened.directory) from error
+        if began is not None:
+            log.end("fetch", began, reference.shown)
+        if opened.warning:
+            log.warn(opened.warning)
         installed.append(pack)
-        log.record.buildpacks.append(BuildpackRecord(reference, pack.digest))
-    return installed
+        record = BuildpackRecord(reference.shown, pack.digest)
+        record.url, record.archive, record.commit = opened.url, opened.archive, opened.commit
+        log.record.buildpacks.append(record)
+    return Staged(installed, chosen.detected)
 
 
 def _unreadable(error: PermissionError, top: Path) -> Exception:

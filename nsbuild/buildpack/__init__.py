@@ -6,31 +6,39 @@ from nsbuild.lazy import names_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nsbuild.buildpack.buildpack import Buildpack, install, open_reference
+    from nsbuild.buildpack.buildpack import Buildpack, check_buildpack, install
+    from nsbuild.buildpack.chosen import Chosen, choose
     from nsbuild.buildpack.environment import build_environment, check_config_vars, write_env_dir
     from nsbuild.buildpack.network import NetworkNeeds, network_binds, network_needs
     from nsbuild.buildpack.phases import Invocation, compile_, detect, release, report
     from nsbuild.buildpack.procfile import ProcfileError, parse_procfile
+    from nsbuild.buildpack.reference import Reference, parse_reference
     from nsbuild.buildpack.release_yaml import Release, ReleaseError, parse_release
     from nsbuild.buildpack.report_yaml import ReportError, parse_report
+    from nsbuild.buildpack.store import Store
 
 __all__ = [
     "Buildpack",
+    "Chosen",
     "Invocation",
     "NetworkNeeds",
     "ProcfileError",
+    "Reference",
     "Release",
     "ReleaseError",
     "ReportError",
+    "Store",
     "build_environment",
+    "check_buildpack",
     "check_config_vars",
+    "choose",
     "compile_",
     "detect",
     "install",
     "network_binds",
     "network_needs",
-    "open_reference",
     "parse_procfile",
+    "parse_reference",
     "parse_release",
     "parse_report",
     "release",
@@ -39,5 +47,18 @@ __all__ = [
 ]
 
 __getattr__ = names_of(
-    __name__, __all__, ("buildpack", "environment", "network", "phases", "procfile", "release_yaml", "report_yaml")
+    __name__,
+    __all__,
+    (
+        "buildpack",
+        "chosen",
+        "environment",
+        "network",
+        "phases",
+        "procfile",
+        "reference",
+        "release_yaml",
+        "report_yaml",
+        "store",
+    ),
 )

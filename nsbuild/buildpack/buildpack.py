@@ -30,18 +30,19 @@ class Buildpack:
         return (self.directory / "bin" / script).is_file()
 
 
-def open_reference(reference: str) -> Path:
-    """The directory that a reference names. Raises UsageError when it is not a buildpack."""
-    directory = Path(reference).expanduser()
-    if not reference or not directory.is_dir():
-        problem = "is not a directory" if reference and directory.exists() else "does not exist"
-        raise UsageError(f"The buildpack {reference} {problem}.", "Give the directory that holds its bin/compile.")
-    if not (directory / "bin" / "compile").is_file():
+def check_buildpack(directory: Path, shown: str) -> None:
+    """Raises UsageError when the directory is no classic buildpack. `shown` is what the user calls it."""
+    if (directory / "bin" / "compile").is_file():
+        return
+    if (directory / "bin" / "build").is_file():
         raise UsageError(
-            f"{reference} is not a buildpack: it has no bin/compile.",
-            "Give the directory that holds bin/detect and bin/compile.",
+            f"{shown} is a Cloud Native Buildpack: it has bin/build, and no bin/compile.",
+            "Give the classic buildpack of that language.",
         )
-    return directory.resolve()
+    raise UsageError(
+        f"{shown} is not a buildpack: it has no bin/compile.",
+        "Give what holds bin/detect and bin/compile.",
+    )
 
 
 def install(source: Path, reference: str, directory: Path, path: str, owner: tuple[int, int] | None) -> Buildpack:
@@ -56,23 +57,32 @@ def install(source: Path, reference: str, directory: Path, path: str, owner: tup
         if stat.S_ISREG(mode):
             script.chmod(stat.S_IMODE(mode) | 0o755)
     directory.chmod(0o755)
-    digest = _digest(directory)
+    digest = files_digest(directory)
     remove_tree(str(directory / "export"))
     return Buildpack(reference, directory, path, digest)
 
 
-def _digest(directory: Path) -> str:
+def files_digest(directory: Path) -> str:
+    """The digest of a tree: names, x bits, contents, and where links point.
+
+    Raises OSError for what cannot be read.
+    """
     total = hashlib.sha256()
-    for parent, directories, files in os.walk(directory):
+    for parent, directories, files in os.walk(directory, onerror=_raise):
         directories.sort()
-        for name in sorted(files):
+        links = [name for name in directories if Path(parent, name).is_symlink()]
+        for name in sorted((*files, *links)):
             file = Path(parent, name)
             info = file.lstat()
             total.update(os.fsencode(file.relative_to(directory)) + b"\0")
             if stat.S_ISLNK(info.st_mode):
-                total.update(b"l" + os.fsencode(file.readlink()))
+                total.update(b"l" + os.fsencode(file.readlink()) + b"\0")
             elif stat.S_ISREG(info.st_mode):
                 total.update(b"x" if info.st_mode & 0o111 else b"-")
                 with file.open("rb") as content:
                     total.update(hashlib.file_digest(content, "sha256").digest())
     return f"sha256:{total.hexdigest()}"
+
+
+def _raise(error: OSError) -> None:
+    raise error

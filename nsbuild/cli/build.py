@@ -24,9 +24,10 @@ from nsbuild.tree import write_atomic
     cls=AppOption,
     place=True,
     multiple=True,
-    metavar="DIR",
-    help="A buildpack; in order, repeatable.",
+    metavar="REF",
+    help="A buildpack: directory, git URL (#ref), archive, heroku/NAME; in order, repeatable.",
 )
+@click.option("--default-buildpacks", metavar="DIR", help="Buildpacks to detect with, where none is named.")
 @click.option("-o", "--output", help="A directory, or a file in .tgz. Default: ./NAME.tgz.")
 @click.option("--cache", "cache_dir", metavar="DIR", help="Where caches are kept, for every app.")
 @click.option("--app", help="What the cache is kept for. Default: the source's real path.")
@@ -83,6 +84,7 @@ def build(
             BuildOptions(
                 config_vars=config_vars(pairs, env_dir, env_file, settings.table("env")),
                 user_namespaces=not no_userns,
+                registry=settings.table("registry"),
                 **options,  # type: ignore[arg-type]
             ),
             monitor=shown,

@@ -17,7 +17,7 @@ from nsbuild.config import ConfigFile, outside, placed, read_app_file, read_user
 from nsbuild.errors import UsageError
 
 _META = "nsbuild.config"
-TABLES = {"env": True}
+TABLES = {"env": True, "registry": False}
 """Settings that map names to values, and whether an app's file may have them. The names of both files count."""
 
 

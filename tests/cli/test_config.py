@@ -63,8 +63,9 @@ def test_config_tells_values_and_where_they_are_from(site: Site) -> None:
     assert settings["stack"] == {"value": "heroku-24", "from": "default"}
     assert settings["env.TOKEN"] == {"value": None, "from": f"{app}/nsbuild.toml"}
     text = site.nsbuild("config", app).ok().text
-    assert f'run-path          "/srv/x"  ({app}/nsbuild.toml)\n' in text
-    assert f"env.TOKEN         (not shown)  ({app}/nsbuild.toml)\n" in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert f'run-path "/srv/x" ({app}/nsbuild.toml)' in lines
+    assert f"env.TOKEN (not shown) ({app}/nsbuild.toml)" in lines
     assert "hunter2" not in text + result.text
 
 
