@@ -11,7 +11,7 @@ from nsbuild.build import build as build_slug
 from nsbuild.cli.configured import AppOption, Configured, configured
 from nsbuild.cli.options import BindSpec, Duration, KeyValue, config_vars
 from nsbuild.cli.progress import progress
-from nsbuild.errors import NsbuildError, UsageError
+from nsbuild.errors import NsbuildError, Refused, UsageError
 from nsbuild.tree import write_atomic
 
 
@@ -97,8 +97,8 @@ def build(
         if report is not None and begun is not None:
             try:
                 _write_report(report, begun)
-            except OSError as also:
-                shown(Event("warning", text=f"the record cannot be written to {report}: {also.strerror}."))
+            except Refused as also:
+                shown(Event("warning", text=str(also)))
         shown.failed(error)
         raise
     finally:
@@ -115,4 +115,7 @@ def _check_report(report: str) -> None:
 
 
 def _write_report(report: str, record: Record) -> None:
-    write_atomic(report, record.to_json().encode("utf-8", "surrogateescape"))
+    try:
+        write_atomic(report, record.to_json().encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise Refused(f"The record cannot be written to {report}: {error.strerror}.") from error

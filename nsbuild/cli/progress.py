@@ -8,6 +8,7 @@ import sys
 from typing import Protocol
 
 from nsbuild.build import Event, Record
+from nsbuild.cli.say import coloured
 from nsbuild.errors import NsbuildError
 
 
@@ -32,19 +33,13 @@ def progress(*, as_json: bool) -> Progress:
         from nsbuild.cli.progress_json import JsonProgress
 
         return JsonProgress()
-    if not _watched():
+    if sys.stderr is None or not coloured(2):
         from nsbuild.cli.progress_plain import PlainProgress
 
         return PlainProgress()
     from nsbuild.cli.progress_terminal import TerminalProgress
 
     return TerminalProgress(live=not _piped())
-
-
-def _watched() -> bool:
-    """NO_COLOR asks for plain lines, and a dumb terminal knows no others."""
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")
-    return not plain and sys.stderr is not None and sys.stderr.isatty()
 
 
 def _piped() -> bool:

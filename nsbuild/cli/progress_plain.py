@@ -25,8 +25,8 @@ class PlainProgress:
     def finished(self, record: Record) -> None:
         """The last line is what was built."""
         summary = summarize(record)
-        for label, text in summary.facts:
-            say(ours(f"{label}: {text}"))
+        for label, texts in summary.facts:
+            say(ours(f"{label}: {', '.join(texts)}"))
         say(ours(summary.result))
 
     def failed(self, error: NsbuildError) -> None:

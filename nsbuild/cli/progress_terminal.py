@@ -145,8 +145,8 @@ class TerminalProgress:
         facts = Table.grid(padding=(0, 2, 0, 0))
         facts.add_column(style="bold", no_wrap=True)
         facts.add_column(overflow="fold")
-        for label, text in summary.facts:
-            facts.add_row(label, Text(printable(text)))
+        for label, texts in summary.facts:
+            facts.add_row(label, Text("\n".join(map(printable, texts))))
         self._console.width = _columns()
         with self._console.capture() as captured:
             self._console.print()

@@ -9,6 +9,12 @@ import sys
 from nsbuild.errors import Refused
 
 
+def coloured(fd: int) -> bool:
+    """Whether what goes there is for eyes: a terminal that knows colours, and no NO_COLOR (https://no-color.org)."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")
+    return not plain and os.isatty(fd)
+
+
 def say(line: str) -> None:
     """Print a line on stderr. That nobody reads it, or that it is on a full disk, is nothing to fail for."""
     tell(f"{line}\n")

@@ -12,24 +12,24 @@ _SLOWEST = 3
 
 @dataclass(frozen=True)
 class Summary:
-    """`phases` are (name, buildpack, time), `facts` (label, text), `result` is the line that says what was made."""
+    """`phases` are (name, buildpack, time), `facts` (label, texts), `result` is the line that says what was made."""
 
     phases: tuple[tuple[str, str, str], ...]
-    facts: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, tuple[str, ...]], ...]
     result: str
 
 
 def summarize(record: Record) -> Summary:
     """The summary of a build that has succeeded."""
     phases = tuple((phase.name, phase.buildpack, f"{phase.seconds:.1f} s") for phase in record.phases)
-    facts = []
+    facts: list[tuple[str, tuple[str, ...]]] = []
     steps = sorted((step for phase in record.phases for step in phase.steps), key=lambda step: -step.seconds)
-    if slowest := ", ".join(f"{step.text} ({step.seconds:.1f} s)" for step in steps[:_SLOWEST]):
-        facts.append(("slowest", slowest))
+    if steps:
+        facts.append(("slowest", tuple(f"{step.text} ({step.seconds:.1f} s)" for step in steps[:_SLOWEST])))
     if record.slug is not None:
-        facts.append(("cache", "used" if record.cache_hit else "none yet"))
+        facts.append(("cache", ("used" if record.cache_hit else "none yet",)))
     if record.warnings:
-        facts.append(("warnings", str(len(record.warnings))))
+        facts.append(("warnings", (str(len(record.warnings)),)))
     took = f"{record.seconds:.1f} s"
     if record.slug is None:
         return Summary(phases, tuple(facts), f"{record.result} in {took}")

@@ -115,7 +115,7 @@ class Screen(Terminal):
             assert self.output.more(deadline), shown
         return self.lines()
 
-    def ends(self) -> list[str]:
+    def ends(self, timeout: float = 20) -> list[str]:
         """The screen once nobody can write to it any more."""
-        self.output.rest()
+        self.output.rest(timeout)
         return self.lines()
