@@ -16,6 +16,7 @@ from nsbuild.cli.say import say
 from nsbuild.errors import ExitCode, Interrupted, NsbuildError
 
 _HOMES = {
+    "audit": "nsbuild.cli.audit",
     "build": "nsbuild.cli.build",
     "config": "nsbuild.cli.config",
     "doctor": "nsbuild.cli.doctor",

@@ -271,13 +271,13 @@ def copy_contents(source: int, target: int, info: os.stat_result) -> None:
     """
     # A build can leave a file of a petabyte that is all hole.
     sparse = info.st_blocks * 512 < info.st_size
-    for start, end in _extents(source, info.st_size) if sparse else [(0, info.st_size)]:
+    for start, end in extents(source, info.st_size) if sparse else [(0, info.st_size)]:
         _copy_range(source, target, start, end)
     if sparse:
         os.ftruncate(target, min(info.st_size, os.fstat(source).st_size))
 
 
-def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
     end = 0
     while end < size:
         try:

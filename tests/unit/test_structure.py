@@ -28,14 +28,14 @@ LEVELS = {
     "nsbuild.stack": 3,
     "nsbuild.slug": 3,
     "nsbuild.buildpack": 3,
-    "nsbuild.build": 4,
-    "nsbuild.runtime": 4,
-    "nsbuild.wrap": 4,
+    "nsbuild.build": 5,
+    "nsbuild.runtime": 5,
+    "nsbuild.wrap": 5,
     "nsbuild.audit": 4,
-    "nsbuild.rollout": 4,
-    "nsbuild": 5,
-    "nsbuild.cli": 6,
-    "nsbuild.__main__": 7,
+    "nsbuild.rollout": 6,
+    "nsbuild": 7,
+    "nsbuild.cli": 8,
+    "nsbuild.__main__": 9,
 }
 """A room imports what is below it, and itself. cli -> build, runtime -> buildpack -> sandbox."""
 

@@ -1,0 +1,116 @@
+"""A whole slug, entry by entry, from whoever reads it: a walk of ours, or the pass that archives it."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from nsbuild.audit import kinds
+from nsbuild.audit.decode import container, shebang
+from nsbuild.audit.file import FileAudit, symlink_findings
+from nsbuild.audit.finding import Finding, Problem, Report
+from nsbuild.audit.needles import Matcher
+
+
+class Auditor:
+    """Collects a report. Entries may come in any order; `finish` once.
+
+    `run_path` is where the slug runs, for the interpreters of its scripts; `on_stack(path)` tells whether the stack
+    has one, None when nobody knows. `writers` are the buildpacks that wrote each file last.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        matcher: Matcher,
+        *,
+        run_path: str = "/app",
+        on_stack: Callable[[str], bool | None] = lambda path: None,
+        writers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.matcher = matcher
+        self.report = Report(path)
+        self._run_path = run_path
+        self._on_stack = on_stack
+        self._writers = writers or {}
+        self._entries: set[str] = set()
+        self._links: dict[str, str] = {}
+        self._interpreters: list[tuple[str, str]] = []
+
+    def directory(self, path: str) -> None:
+        """A directory is only a name."""
+        self._entries.add(path)
+
+    def symlink(self, path: str, target: str) -> None:
+        self._entries.add(path)
+        self._links[path] = target
+        self._add(symlink_findings(self.matcher, path, target))
+
+    def whole(self, path: str, data: bytes, *, executable: bool) -> None:
+        """A file whose bytes are all there. Nearly every file of a slug ends here after one search."""
+        if self.matcher.anywhere(data) or container(data) or (executable and shebang(data)):
+            file = self.file(path, executable=executable)
+            file.feed(data)
+            self.done(path, file)
+        else:
+            self.report.files += 1
+            self._entries.add(path)
+        self.report.bytes += len(data)
+
+    def file(self, path: str, *, executable: bool) -> FileAudit:
+        """For a file that comes in blocks: feed it, then hand it to `done`."""
+        return FileAudit(self.matcher, path, executable=executable)
+
+    def done(self, path: str, file: FileAudit) -> None:
+        """All blocks of a file have been fed."""
+        self.report.files += 1
+        self._entries.add(path)
+        findings, problems = file.close()
+        self._add(findings)
+        self.report.problems += problems
+        if file.interpreter:
+            self._interpreters.append((path, file.interpreter))
+
+    def problem(self, path: str, reason: str) -> None:
+        """Something that could not be read."""
+        self.report.problems.append(Problem(path, reason))
+
+    def _add(self, findings: Iterable[Finding]) -> None:
+        self.report.findings += [replace(one, writer=self._writers.get(one.file, "")) for one in findings]
+
+    def finish(self) -> Report:
+        """The report, sorted."""
+        known = {(one.file, one.kind) for one in self.report.findings}
+        for path, interpreter in self._interpreters:
+            kind = self._interpreter_kind(interpreter)
+            if kind and (path, "shebang") not in known:
+                about = kinds.KINDS[kind]
+                self._add([Finding(path, kind, about.severity, interpreter, about.effect, offset=2)])
+        self.report.sort()
+        return self.report
+
+    def _interpreter_kind(self, interpreter: str) -> str:
+        """What is wrong with a script's interpreter, if anything is known to be."""
+        if not interpreter.startswith("/"):
+            return "interpreter-missing" if interpreter else ""
+        inside = posixpath.relpath(interpreter, self._run_path)
+        if not inside.startswith("../"):
+            return "" if self._in_slug(inside) else "interpreter-missing"
+        return "interpreter-foreign" if self._on_stack(interpreter) is False else ""
+
+    def _in_slug(self, path: str, hops: int = 40) -> bool:
+        """Whether a path leads to something, through links within the slug; links out of it are taken on trust."""
+        if path in self._entries and path not in self._links:
+            return True
+        parts = path.split("/")
+        for count in range(1, len(parts) + 1):
+            link = self._links.get("/".join(parts[:count]))
+            if link is None:
+                continue
+            if hops == 0:
+                return False
+            beneath = posixpath.join(self._run_path, *parts[: count - 1], link, *parts[count:])
+            inside = posixpath.relpath(posixpath.normpath(beneath), self._run_path)
+            return inside.startswith("../") or self._in_slug(inside, hops - 1)
+        return False

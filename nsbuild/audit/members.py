@@ -1,0 +1,131 @@
+"""What is inside archives and compressed files, as far as is bounded."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+_BLOCK = 1 << 18
+DEEPEST = 4
+"""Archives within archives that are opened."""
+
+
+class NotRead(Exception):
+    """Why (the rest of) an archive was not looked into: a sentence without its subject."""
+
+
+@dataclass
+class Budget:
+    """What one file of a slug may unpack to, all levels together. It is used up."""
+
+    size: int = 1 << 30
+    members: int = 200_000
+
+    def member(self) -> None:
+        self.members -= 1
+        if self.members < 0:
+            raise NotRead("has too many members; the rest was not looked into")
+
+    def blocks(self, kind: str, file: _Readable) -> Iterator[bytes]:
+        """The blocks of an unpacked file. Raises NotRead, also for one that proves broken on the way."""
+        with _explained(kind):
+            while block := file.read(_BLOCK):
+                self.size -= len(block)
+                if self.size < 0:
+                    raise NotRead("unpacks to more than is looked into (1 GiB); the rest was not")
+                yield block
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+@contextlib.contextmanager
+def _explained(kind: str) -> Iterator[None]:
+    """Whatever the libraries say of hostile bytes, as one sentence."""
+    import zstandard
+
+    try:
+        yield
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError) as error:
+        raise NotRead(f"is a broken {kind} file ({_shown(error)})") from None
+    except (OSError, RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError) as error:
+        # zipfile raises these for an unknown method, a password, numbers that cannot be
+        raise NotRead(f"cannot be read as a {kind} file ({_shown(error)})") from None
+
+
+def _shown(error: Exception) -> str:
+    return str(error)[:100] or type(error).__name__
+
+
+def members(kind: str, data: bytes, name: str, budget: Budget) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """(name, blocks) of each member of an archive of a kind of `decode.container`.
+
+    Raises NotRead for one that is broken, encrypted, or beyond the budget; so do the blocks.
+    """
+    if kind == "zip":
+        yield from _zip(data, budget)
+    elif kind == "tar":
+        yield from _tar(data, budget)
+    else:
+        with _explained(kind):
+            file = _decompressor(data)
+        yield _without_suffix(name), budget.blocks(kind, file)
+
+
+def _zip(data: bytes, budget: Budget) -> Iterator[tuple[str, Iterator[bytes]]]:
+    with _explained("zip"):
+        archive = zipfile.ZipFile(io.BytesIO(data))
+    for info in archive.infolist():
+        budget.member()
+        if info.is_dir():
+            continue
+        with _explained("zip"):
+            file = archive.open(info)
+        yield info.filename, budget.blocks("zip", file)
+
+
+def _tar(data: bytes, budget: Budget) -> Iterator[tuple[str, Iterator[bytes]]]:
+    with _explained("tar"):
+        archive = tarfile.open(fileobj=io.BytesIO(data), mode="r:", errorlevel=2)
+    while True:
+        budget.member()
+        with _explained("tar"):
+            member = archive.next()
+            file = archive.extractfile(member) if member is not None and member.isreg() else None
+        if member is None:
+            return
+        if file is not None:
+            yield member.name, budget.blocks("tar", file)
+        elif member.issym():
+            yield member.name, iter((member.linkname.encode("utf-8", "surrogateescape"),))
+
+
+def _decompressor(data: bytes) -> _Readable:
+    raw = io.BytesIO(data)
+    if data.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=raw)
+    if data.startswith(b"BZh"):
+        return bz2.BZ2File(raw)
+    if data.startswith(b"\xfd7zXZ"):
+        return lzma.LZMAFile(raw)
+    import zstandard
+
+    return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+
+
+def _without_suffix(name: str) -> str:
+    last = name.rpartition("/")[2]
+    stem, dot, suffix = last.rpartition(".")
+    if not dot:
+        return last
+    return f"{stem}.tar" if suffix in ("tgz", "tbz2", "txz", "tzst") else stem

@@ -1,0 +1,52 @@
+"""nsbuild audit, as a person and a script see it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def audit(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "nsbuild", "audit", *map(str, words)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def slug(tmp_path: Path) -> Path:
+    (tmp_path / "pkg.pth").write_text("/tmp/build_0a1b2c/src\n")
+    return tmp_path
+
+
+def test_the_default_knows_where_platforms_build(slug: Path) -> None:
+    done = audit(slug)
+    assert done.returncode == 14 and done.stderr == ""
+    assert "pkg.pth: /tmp/build_0a1b2c (at byte 0)" in done.stdout
+
+
+def test_machines(slug: Path) -> None:
+    assert json.loads(audit(slug, "--json").stdout)["counts"]["breaks"] == 1
+    assert json.loads(audit(slug, "--sarif").stdout)["version"] == "2.1.0"
+
+
+def test_stale_is_no_failure(slug: Path) -> None:
+    (slug / "pkg.pth").rename(slug / "notes.txt")
+    assert audit(slug).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "nowhere cannot be audited: No such file or directory"),
+        ([".", "--path", "app"], "--path: 'app' is not an absolute path"),
+        ([".", "--pattern", "("], "--pattern: "),
+        ([".", "--waivers", "nowhere"], "waivers nowhere cannot be read"),
+    ],
+)
+def test_misuse_is_one_sentence(words: list[str], said: str) -> None:
+    done = audit(*words)
+    assert done.returncode == 2 and done.stdout == ""
+    assert said in done.stderr and done.stderr.count("\n") == 1

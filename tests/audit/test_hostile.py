@@ -1,0 +1,200 @@
+"""What a slug may hold to break who looks into it: reported, bounded, never a crash."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import socket
+import struct
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nsbuild.audit import Auditor, Matcher, audit_directory, needles_for
+from nsbuild.audit.audit import AuditOptions, audit
+from nsbuild.audit.file import KEPT, FileAudit
+from nsbuild.audit.finding import Report
+from nsbuild.audit.members import Budget
+from nsbuild.tree.copy import open_regular
+
+PLACE = "/tmp/build_4f2a9c3d"
+OPTIONS = AuditOptions(paths=[PLACE])
+
+
+def reasons(report: Report) -> dict[str, str]:
+    return {problem.file: problem.reason for problem in report.problems}
+
+
+@given(
+    head=st.sampled_from(
+        [
+            b"\x7fELF\x02\x01\x01",
+            b"\x7fELF\x01\x02",
+            b"PK\x03\x04",
+            b"\x1f\x8b\x08",
+            b"BZh9",
+            b"\xfd7zXZ\0",
+            b"\x28\xb5\x2f\xfd",
+            b"#!",
+            b"",
+        ]
+    ),
+    rest=st.binary(max_size=2000),
+    name=st.sampled_from(["a", "a.pyc", "a.zip", "a.tar", "a.pth"]),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes(head: bytes, rest: bytes, name: str) -> None:
+    file = FileAudit(Matcher(needles_for([PLACE])), name, executable=True)
+    file.feed(head + rest + PLACE.encode() + b"\0" + rest)
+    findings, _ = file.close()
+    assert any(one.place == PLACE for one in findings)
+
+
+@given(data=st.data())
+def test_a_program_with_bytes_changed(data: st.DataObject) -> None:
+    program = bytearray(Path("/bin/true").read_bytes() + PLACE.encode() + b"\0")
+    for _ in range(data.draw(st.integers(1, 20))):
+        program[data.draw(st.integers(4, 4096))] = data.draw(st.integers(0, 255))
+    file = FileAudit(Matcher(needles_for([PLACE])), "true", executable=True)
+    file.feed(bytes(program))
+    assert [one.place for one in file.close()[0]] == [PLACE]
+
+
+def test_broken_archives(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.pth", PLACE * 50)
+        archive.writestr("b.txt", os.urandom(5000))
+    (tmp_path / "short.zip").write_bytes(whole.getvalue()[:-40])
+    damaged = bytearray(whole.getvalue())
+    damaged[45] ^= 0xFF
+    (tmp_path / "damaged.zip").write_bytes(damaged)
+    packed = gzip.compress(PLACE.encode() * 500)
+    (tmp_path / "short.gz").write_bytes(packed[: len(packed) // 2])
+    report = audit(tmp_path, OPTIONS)
+    assert set(reasons(report)) == {"short.zip", "damaged.zip", "short.gz"}
+    assert all("broken" in reason or "cannot be read" in reason for reason in reasons(report).values())
+
+
+def test_a_zip_bomb_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Budget, "__init__", lambda self: self.__dict__.update(size=1 << 20, members=100))
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(50 << 20)))
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(200):
+            archive.writestr(f"{number}.txt", "")
+    said = reasons(audit(tmp_path, OPTIONS))
+    assert "1 GiB" in said["bomb.gz"] and "too many members" in said["many.zip"]
+
+
+def test_an_encrypted_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "locked.zip", "w") as archive:
+        archive.writestr("a.txt", "x")
+    data = bytearray((tmp_path / "locked.zip").read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = data.index(signature) + offset
+        data[at : at + 2] = struct.pack("<H", 1)
+    (tmp_path / "locked.zip").write_bytes(data)
+    assert "encrypted" in reasons(audit(tmp_path, OPTIONS))["locked.zip"]
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        (tmp_path / "loop").symlink_to("loop")
+        (tmp_path / "outside").symlink_to("/etc/shadow")
+        report = audit(tmp_path, OPTIONS)
+    assert report.findings == [] and report.problems == [] and report.files == 0
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    (tmp_path / "closed").write_text(PLACE)
+    (tmp_path / "closed").chmod(0)
+    (tmp_path / "shut").mkdir(mode=0)
+    report = audit(tmp_path, OPTIONS)
+    (tmp_path / "shut").chmod(0o700)
+    assert set(reasons(report)) == {"closed", "shut"}
+
+
+def test_a_file_that_vanishes_or_shrinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "b").write_text("x")
+    (tmp_path / "c").write_bytes(bytes(3 << 20))
+    auditor = Auditor("x", Matcher(needles_for([PLACE])))
+    real = open_regular
+
+    def meanwhile(fd: int, name: str) -> int:
+        if name == "a":
+            (tmp_path / "b").unlink()
+        if name == "c":
+            os.truncate(tmp_path / "c", 1 << 20)
+        return real(fd, name)
+
+    monkeypatch.setattr("nsbuild.audit.directory.open_regular", meanwhile)
+    audit_directory(auditor, str(tmp_path))
+    assert reasons(auditor.finish()) == {"c": "shrank while it was audited"}
+
+
+def test_a_file_that_grows_ends(tmp_path: Path) -> None:
+    growing = tmp_path / "log"
+    growing.write_bytes(bytes(4 << 20))
+    stop = threading.Event()
+
+    def grow() -> None:
+        with growing.open("ab") as file:
+            while not stop.is_set():
+                file.write(bytes(1 << 16))
+                file.flush()
+
+    thread = threading.Thread(target=grow)
+    thread.start()
+    try:
+        assert audit(tmp_path, OPTIONS).files == 1
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_hole_of_a_terabyte(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        file.write(PLACE.encode())
+        file.truncate(1 << 40)
+        file.seek((1 << 40) - 100)
+        file.write(PLACE.encode())
+    (one,) = audit(tmp_path, OPTIONS).findings
+    assert (one.offset, one.count) == (0, 2)
+
+
+def test_a_large_archive_is_searched_but_not_opened(tmp_path: Path) -> None:
+    with (tmp_path / "large.zip").open("wb") as file:
+        file.write(b"PK\x03\x04")
+        for _ in range((KEPT >> 20) + 1):
+            file.write(os.urandom(1 << 20))
+        file.write(PLACE.encode())
+    report = audit(tmp_path, OPTIONS)
+    assert [one.kind for one in report.findings] == ["binary"]
+    assert "larger than" in reasons(report)["large.zip"]
+
+
+def test_names_of_any_bytes_and_paths_of_any_length(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"odd\xff\n")).write_text(PLACE)
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(30):
+        os.mkdir("d" * 200, dir_fd=here)
+        there = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = there
+    fd = os.open("deep.pth", os.O_CREAT | os.O_WRONLY, dir_fd=here)
+    os.write(fd, PLACE.encode())
+    os.close(fd)
+    os.close(here)
+    report = audit(tmp_path, OPTIONS)
+    assert sorted(one.kind for one in report.findings) == ["pth", "text"]
+    os.system(f"rm -rf {tmp_path}/ddd*")  # pytest's own removal stops at PATH_MAX

