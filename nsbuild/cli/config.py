@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from nsbuild.buildpack.reference import without_secrets
 from nsbuild.cli.configured import TABLES, Setting, options_of_build, read_settings
 from nsbuild.config import user_file
 
@@ -17,7 +18,8 @@ from nsbuild.config import user_file
 def config(source: str | None, as_json: bool) -> None:
     """Print what `build` would take for each option that is not given, and from which file.
 
-    With SOURCE, the nsbuild.toml of that app counts. Values of config vars are not printed.
+    With SOURCE, the nsbuild.toml of that app counts. Secrets are not printed: values of config vars, passwords in
+    URLs.
     """
     settings = read_settings(source)
     rows: dict[str, dict[str, Any]] = {}
@@ -49,4 +51,8 @@ def _is_set(value: object) -> bool:
 
 
 def _row(setting: Setting | None, value: object) -> dict[str, Any]:
+    if isinstance(value, list):
+        value = [without_secrets(item) for item in value]
+    elif isinstance(value, str):
+        value = without_secrets(value)
     return {"value": value, "from": "default" if setting is None else setting.file.path}

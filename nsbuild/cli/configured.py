@@ -7,18 +7,22 @@ user's only: an app is anybody's, and its file must not widen what a build can s
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import click
 
+from nsbuild.buildpack.reference import without_secrets
 from nsbuild.config import ConfigFile, outside, placed, read_app_file, read_user_file, user_file
 from nsbuild.errors import UsageError
 
 _META = "nsbuild.config"
 TABLES = {"env": True, "registry": False}
 """Settings that map names to values, and whether an app's file may have them. The names of both files count."""
+_NAMES_BUILDPACK = ("env", "BUILDPACK_URL")
+"""The one config var that `build` itself obeys."""
 
 
 class AppOption(click.Option):
@@ -125,11 +129,24 @@ def _check_key(file: ConfigFile, key: str, known: Mapping[str, click.Option]) ->
 def _table(file: ConfigFile, key: str, value: object) -> dict[str, Setting]:
     if not isinstance(value, dict):
         raise UsageError(f"{file.path}: `{key}` is not a table of names and texts.", f"Write [{key}], then lines.")
+    made = {}
     for name, text in value.items():
         if not isinstance(text, str):
             # The value may be a secret: it is not repeated.
             raise UsageError(f"{file.path}: `{key}.{name}` is not a text.", "Put it between quotes.")
-    return {name: Setting(text, file) for name, text in value.items()}
+        if file.of_app and (key, name) == _NAMES_BUILDPACK:
+            text = _of_app(file, f"{key}.{name}", text)
+        made[name] = Setting(text if key == "env" else placed(text, file.directory), file)
+    return made
+
+
+def _of_app(file: ConfigFile, key: str, text: str) -> str:
+    """A path in the app, absolute; a URL or a name as it is, unless it would be taken for a path of the user's."""
+    inner = os.path.normpath(os.path.join(file.directory, text))
+    if outside(text, file.directory) or (os.path.exists(text) and not os.path.lexists(inner)):
+        named = without_secrets(text)
+        raise UsageError(f"{file.path}: `{key}` names {named}, which is not in the app.", "Give it as an option.")
+    return inner if os.path.lexists(inner) else text
 
 
 def _checked(file: ConfigFile, key: str, value: object, option: click.Option) -> Any:
@@ -147,11 +164,7 @@ def _checked(file: ConfigFile, key: str, value: object, option: click.Option) ->
         one = "text or number" if numbers else "text"
         raise wrong(f"a list of {one}s" if option.multiple else f"a {one}")
     if file.of_app and isinstance(option, AppOption) and option.place:
-        for item in items:
-            if outside(str(item), file.directory):
-                raise UsageError(
-                    f"{file.path}: `{key}` names {item}, which is not in the app.", "Give it as an option."
-                )
+        items = [_of_app(file, key, str(item)) for item in items]
     items = [placed(str(item), file.directory) for item in items]
     made = items if option.multiple else items[0]
     try:

@@ -69,6 +69,13 @@ def test_config_tells_values_and_where_they_are_from(site: Site) -> None:
     assert "hunter2" not in text + result.text
 
 
+def test_config_shows_no_secret_of_a_url(site: Site) -> None:
+    site.write(USER, 'buildpack = ["https://me:hunter2@example.org/x.git"]\n[registry]\n"a/*" = "https://hunter2@x/"')
+    for words in (["config"], ["config", "--json"]):
+        text = site.nsbuild(*words).ok().text
+        assert "example.org/x.git" in text and "hunter2" not in text
+
+
 def test_config_without_a_source_is_the_users(site: Site) -> None:
     site.write("nsbuild.toml", "stack = 'never read'\n")
     site.write(USER, "stack = 'of-user'\n")

@@ -112,6 +112,20 @@ def test_an_app_names_no_buildpack_elsewhere(write: Write, tmp_path: Path, place
     app = write(f'buildpack = ["{place}"]')
     Path(app, "link").symlink_to(tmp_path)
     assert f"`buildpack` names {place}" in refusal(app)
+    write(f'[env]\nBUILDPACK_URL = "{place}"')
+    assert f"`env.BUILDPACK_URL` names {place}" in refusal(app)
+    assert read_settings(write("", f'[env]\nBUILDPACK_URL = "{place}"')).table("env") == {"BUILDPACK_URL": place}
+
+
+def test_what_an_app_names_is_no_directory_where_its_user_happens_to_be(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = write('buildpack = ["vendor/pack"]')
+    (tmp_path / "vendor/pack").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "`buildpack` names vendor/pack, which is not in the app" in refusal(app)
+    (Path(app) / "vendor/pack").mkdir(parents=True)
+    assert value(read_settings(app), "buildpack") == [f"{os.path.realpath(app)}/vendor/pack"]
 
 
 @pytest.mark.parametrize("place", ["https://github.com/x/y#v1", "heroku/python", "./vendor/pack", "."])
