@@ -116,6 +116,6 @@ def _check_report(report: str) -> None:
 
 def _write_report(report: str, record: Record) -> None:
     try:
-        write_atomic(report, record.to_json().encode("utf-8", "surrogateescape"))
+        write_atomic(report, record.to_json().encode("utf-8", "surrogateescape"), None)
     except OSError as error:
         raise Refused(f"The record cannot be written to {report}: {error.strerror}.") from error

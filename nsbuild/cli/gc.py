@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nsbuild.errors import Refused
+from nsbuild.errors import Refused, UsageError
 from nsbuild.workspace import collect_orphans, user_cache
 from nsbuild.wrap import journal, pool, recovery
 
@@ -19,6 +19,9 @@ def gc(directories: tuple[str, ...]) -> int:
 
     What belongs to a running build is not touched; what a killed `compile` had adopted is given back first.
     """
+    for name in directories:
+        if not os.path.isdir(name):
+            raise UsageError(f"There is no directory {name}.", "Give one that --workspace-dir has named, or none.")
     for directory in [Path(name) for name in directories] or _default():
         for removed in collect_orphans(directory):
             click.echo(f"removed {removed}")

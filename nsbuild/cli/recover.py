@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from nsbuild.errors import Refused
+from nsbuild.errors import Refused, UsageError
 from nsbuild.wrap.journal import held, state_directory
 from nsbuild.wrap.recovery import recover_all
 
@@ -24,4 +24,6 @@ def recover(build_dir: str | None) -> int:
     for entry in held(directory):
         if build_dir is not None and os.path.realpath(build_dir) in entry.places.values():
             raise Refused(f"{build_dir} is in use by process {entry.launcher}.", "Wait for it, or end it.")
+    if build_dir is not None and not os.path.lexists(build_dir):
+        raise UsageError(f"There is no {build_dir}, and no launch has it.", "Give the path that `compile` was given.")
     return 0

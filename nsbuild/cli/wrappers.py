@@ -181,7 +181,7 @@ def _report(call: _Call, result: WrapResult | None, problem: str, code: int, sec
         seconds=seconds,
     )
     try:
-        write_atomic(call.report, record.to_json().encode("utf-8", "surrogateescape"))
+        write_atomic(call.report, record.to_json().encode("utf-8", "surrogateescape"), None)
     except OSError as error:
         _say(f"The record cannot be written to {call.report}: {error.strerror}.")
         return _AFTER_COMMAND if result is not None else code

@@ -30,11 +30,11 @@ def _fsync(dir_fd: int) -> None:
             raise
 
 
-def write_atomic(path: str, data: bytes, mode: int = 0o644) -> None:
+def write_atomic(path: str, data: bytes, mode: int | None = 0o644) -> None:
     """Write `data` to the file `path`, which holds either all of it, durably, or what it held before.
 
-    `mode` is exact: the umask does not apply. A symbolic link at `path` is replaced, not followed.
-    Raises OSError with `path`; nothing is left beside it then.
+    `mode` is exact: the umask does not apply; None is a new file's, by the umask. A symbolic link at `path` is
+    replaced, not followed. Raises OSError with `path`; nothing is left beside it then.
     """
     directory, name = os.path.split(path)
     beside = f".nsbuild-{os.urandom(8).hex()}"
@@ -55,13 +55,15 @@ def write_atomic(path: str, data: bytes, mode: int = 0o644) -> None:
         raise os_error(error.errno or errno.EIO, path) from None
 
 
-def _write(dir_fd: int, name: str, data: bytes, mode: int) -> None:
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=dir_fd)
+def _write(dir_fd: int, name: str, data: bytes, mode: int | None) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    fd = os.open(name, flags, 0o666 if mode is None else 0o600, dir_fd=dir_fd)
     try:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(fd, rest) :]
-        os.fchmod(fd, mode)
+        if mode is not None:
+            os.fchmod(fd, mode)
         os.fsync(fd)
     finally:
         os.close(fd)

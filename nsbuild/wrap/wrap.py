@@ -196,7 +196,14 @@ def _needs_sandbox(options: WrapOptions, say: Callable[[str], None]) -> bool:
 def _workspace(request: Request, build: attach.Facts, options: WrapOptions, state: str) -> pool.Workspace:
     """One of the pool, where BUILD_DIR can be renamed into it or will be bind-mounted; else one beside BUILD_DIR."""
     if options.workspace_dir:
-        return pool.make(f"{os.path.abspath(options.workspace_dir)}/nsbuild-{os.urandom(4).hex()}")
+        parent = os.path.abspath(options.workspace_dir)
+        try:
+            return pool.make(f"{parent}/nsbuild-{os.urandom(4).hex()}")
+        except OSError as error:
+            raise refused(
+                f"The workspace cannot be made in {parent}: {error.strerror}.",
+                "Give a directory of yours with --workspace-dir.",
+            ) from error
     shared = f"{os.path.dirname(state)}/workspaces"
     os.makedirs(shared, 0o700, exist_ok=True)
     adopt = attach.choose(build, os.geteuid(), wanted=options.attach).how == "adopt"

@@ -128,6 +128,18 @@ def test_misuse_is_125(site: Site) -> None:
     site.nsbuild("exec", "--", "true").refused(125, "--build-dir")
 
 
+def test_the_record_is_as_readable_as_the_umask_says(site: Site) -> None:
+    site.app()
+    for umask, mode in ((0o077, 0o600), (0o022, 0o644)):
+        execute(site, "--report", "record.json", "--", "true", umask=umask).ok()
+        assert (site.path / "record.json").stat().st_mode & 0o777 == mode
+
+
+def test_a_workspace_directory_that_is_not_there(site: Site) -> None:
+    site.app()
+    execute(site, "--workspace-dir", "nowhere", "--", "true").refused(125, "nowhere", "Give a directory of yours")
+
+
 def test_bind_and_network(site: Site) -> None:
     site.app()
     shown = site.write("home/shown/file", "content").parent

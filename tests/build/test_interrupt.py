@@ -191,3 +191,9 @@ def test_running_a_slug_passes_signals_on(built: Site) -> None:
     os.killpg(process.pid, signal.SIGINT)
     assert finish(process).code == 130
     assert not Path(built.home / ".cache/nsbuild/apps/.workspaces").exists()
+
+
+def test_a_path_that_is_not_there_is_said(site: Site) -> None:
+    site.nsbuild("gc", "nowhere").refused(2, "nowhere", "--workspace-dir")
+    site.nsbuild("recover", "nowhere").refused(2, "nowhere")
+    site.nsbuild("recover", site.app()).ok()
