@@ -23,8 +23,9 @@ _HOMES = {
     "gc": "nsbuild.cli.gc",
     "recover": "nsbuild.cli.recover",
     "run": "nsbuild.cli.run",
+    "shell": "nsbuild.cli.shell",
 }
-_WRAPPERS = frozenset({*wrappers.USAGE, "run"})
+_WRAPPERS = frozenset({*wrappers.USAGE, "run", "shell"})
 """Their status is the command's own, so a failure of ours is 125 whatever it is."""
 
 

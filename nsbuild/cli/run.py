@@ -2,52 +2,80 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
-from nsbuild.cli.options import KeyValue, config_vars
-from nsbuild.runtime import RunOptions, list_processes
+from nsbuild.cli.dynos import Dynos, dyno_options
+from nsbuild.cli.say import coloured, say
+from nsbuild.runtime import list_processes, run_formation
 from nsbuild.runtime import run as run_process
+
+_SEVERAL = re.compile(r"^([^=]*)=([0-9]{1,9})$")
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
 @click.argument("slug")
-@click.argument("process", required=False)
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[TYPE[=N]... | -- COMMAND...]")
 @click.option("--list", "listing", is_flag=True, help="Show the process types and their commands.")
-@click.option("--env", "pairs", type=KeyValue(), multiple=True, help="A config var, repeatable.")
-@click.option("--env-file", type=click.Path(exists=True, dir_okay=False), help="Config vars, NAME=VALUE a line.")
+@click.option("--all", "everything", is_flag=True, help="Run one of each process type but release.")
+@click.option("--tty", is_flag=True, help="Give it a terminal of its own, relayed to yours.")
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="PORT of web.")
-@click.option("--read-only", is_flag=True, help="Show the slug read-only. Else what is written is thrown away.")
-@click.option("--network", type=click.Choice(["host", "none"]), default="host", show_default=True)
-@click.option("--workspace-dir", metavar="DIR", help="Where the private directory is made.")
-@click.option("--user", help="As root: whom to run as, a name or UID:GID.")
+@dyno_options
 @click.pass_context
 def run(
     context: click.Context,
     /,
     slug: str,
-    process: str | None,
-    command: tuple[str, ...],
+    words: tuple[str, ...],
     listing: bool,
-    pairs: tuple[tuple[str, str], ...],
-    env_file: str | None,
-    **options: object,
+    everything: bool,
+    tty: bool,
+    port: int,
+    dynos: Dynos,
 ) -> int:
-    """Run a process type of SLUG (default web), or, after --, a command.
+    """Run a process type of SLUG (default web), several at once, or, after --, a command.
 
-    A terminal on stdin becomes /dev/null. The exit status is the command's own, 128+n when signal n killed it, 125
+    Several (--all, two names, web=2) run as heroku local does: each has a PORT, 100 apart; what they print has their
+    name before it; when one ends, the others are ended. Without --tty, a terminal on stdin becomes /dev/null.
+
+    The exit status is the command's own (of several: of the first that ended), 128+n when signal n killed it, 125
     when nsbuild refused or failed.
     """
-    chosen = RunOptions(**options)  # type: ignore[arg-type]
+    options = dynos.options(port=port, tty=tty)
     if listing:
-        for name, line in list_processes(slug, chosen).items():
+        for name, line in list_processes(slug, options).items():
             click.echo(f"{name}: {line}")
         return 0
-    wanted: str | tuple[str, ...] = process or "web"
-    if "--" in context.obj:
-        if process is None:
-            raise click.UsageError("There is no command after --.")
-        wanted = (process or "", *command)
-    elif command:
-        raise click.UsageError(f"{command[0]!r} is one word too many; put -- before a command.")
-    return run_process(slug, wanted, chosen, env=config_vars(pairs, None, env_file))
+    types, command = _split(words, context.obj)
+    if len([kind for kind in (types, command, everything) if kind]) > 1:
+        raise click.UsageError("Name process types, or give --all, or a command after --: one of the three.")
+    if "--" in context.obj and not command:
+        raise click.UsageError("There is no command after --.")
+    if everything or len(types) > 1 or any("=" in word for word in types):
+        formation = None if everything else _formation(types)
+        colours = coloured(1)
+        return run_formation(
+            slug, formation, options, env=dynos.env, colours=colours, tell=lambda text: say(f"nsbuild: {text}")
+        )
+    return run_process(slug, command or (types[0] if types else "web"), options, env=dynos.env)
+
+
+def _split(words: tuple[str, ...], line: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Process types, and the command: what comes after the first -- of the whole command line."""
+    if "--" not in line:
+        return words, ()
+    count = len(words) - (len(line) - line.index("--") - 1)
+    return words[:count], words[count:]
+
+
+def _formation(words: tuple[str, ...]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for word in words:
+        match = _SEVERAL.match(word if "=" in word else f"{word}=1")
+        if match is None:
+            raise click.UsageError(f"{word!r} is not TYPE or TYPE=N.")
+        if match[1] in found:
+            raise click.UsageError(f"{match[1]} is there twice; {match[1]}=2 runs two.")
+        found[match[1]] = int(match[2])
+    return found

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nsbuild.errors import UsageError
+from nsbuild.errors import ExitCode, Refused, UsageError
 from nsbuild.refusals import Refusals
 from nsbuild.runtime.boot import boot, command_of, environment
 from nsbuild.runtime.dyno import Dyno, could_not_overlay
@@ -36,15 +36,20 @@ def run(
     nothing was run.
     """
     options = options or RunOptions()
+    path = slug_path(slug)
     if options.tty and not (os.isatty(0) and os.isatty(1)):
         raise UsageError("A terminal for the process needs terminals on stdin and stdout.", "Run it without --tty.")
     with Refusals() as refusals, contextlib.ExitStack() as stack:
-        found = stack.enter_context(opened(slug_path(slug), options))
+        found = stack.enter_context(opened(path, options))
         argv, name = (command_of(found.info, process), process) if isinstance(process, str) else (process, "run")
         work = found.own or stack.enter_context(new_workspace(found.user, options))
         launcher = stack.enter_context(Launcher.for_caller())
         outcome = _launch(launcher, Dyno(found, options, work), argv, _environment(found, options, name, env or {}))
         refusals.ran = True
+    if outcome.error:
+        raise Refused(
+            f"/bin/bash of the stack: {outcome.error}.", "It boots every dyno.", ExitCode(outcome.exit_code)
+        )
     return outcome.exit_code
 
 

@@ -169,13 +169,7 @@ class Launcher:
         """As `nsbuild.sandbox.launch`."""
         if tty and on_output is not None:
             raise ValueError("tty and on_output exclude each other")
-        command = init.Command(
-            tuple(os.fsencode(word) for word in argv),
-            {os.fsencode(name): os.fsencode(value) for name, value in (DEFAULT_ENV if env is None else env).items()},
-            cwd,
-            seccomp.load(os.uname().machine, view.user_namespaces),
-            tty=tty,
-        )
+        command = _command(view, argv, env, cwd, tty=tty)
         confinement = None
         if limits is not None:
             from nsbuild.sandbox.limits import Confinement
@@ -192,10 +186,7 @@ class Launcher:
             else:
                 stdio = Stdio(stdin, stdout, stderr, on_output, on_error)
             with stdio as relays:
-                if self._remote is not None:
-                    running: Running | RemoteRunning = self._remote.start(view, command, relays.child)
-                else:
-                    running = self._start(view, command, relays.child)
+                running = self._start(view, command, relays.child)
                 relays.close_child_ends()
                 outcome = _supervise(running, relays, timeout, grace, interrupt_grace)
                 return outcome if confinement is None else confinement.measure(outcome)
@@ -208,11 +199,43 @@ class Launcher:
                 confinement.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _start(self, view: View, command: init.Command, stdio: tuple[int, int, int]) -> Running:
+    def start(
+        self,
+        view: View,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        stdio: tuple[int, int, int],
+    ) -> Running | RemoteRunning:
+        """Start `argv` and do not wait: for several at a time, each in a workspace of its own, in the caller's loop.
+
+        Of what is returned, `read` when `fd` is readable, until it returns False; then `finish` gives the Outcome, or
+        raises as `launch` does. `kill` sends a signal; `abandon` ends it in any other case. The descriptors of
+        `stdio` are the command's as they are, and must be no terminals. The caller blocks the signals whose handlers
+        raise.
+        """
+        return self._start(view, _command(view, argv, env, cwd), stdio)
+
+    def _start(self, view: View, command: init.Command, stdio: tuple[int, int, int]) -> Running | RemoteRunning:
+        if self._remote is not None:
+            return self._remote.start(view, command, stdio)
         skeleton = self._skeletons.setdefault(view.workspace, Skeleton(view.workspace))
         if self._on_step is not None:
             skeleton.on_step = self._on_step
         return Running.start(view, skeleton, command, stdio)
+
+
+def _command(
+    view: View, argv: Sequence[str], env: Mapping[str, str] | None, cwd: str, *, tty: bool = False
+) -> init.Command:
+    return init.Command(
+        tuple(os.fsencode(word) for word in argv),
+        {os.fsencode(name): os.fsencode(value) for name, value in (DEFAULT_ENV if env is None else env).items()},
+        cwd,
+        seccomp.load(os.uname().machine, view.user_namespaces),
+        tty=tty,
+    )
 
 
 def _supervise(

@@ -16,7 +16,7 @@ import nsbuild
 
 pytest_plugins = ["support.site_fixtures"]
 
-COMMANDS = ("build", "compile", "config", "doctor", "exec", "gc", "recover", "run")
+COMMANDS = ("build", "compile", "config", "doctor", "exec", "gc", "recover", "run", "shell")
 
 
 def on_a_terminal(site: Site, env: dict[str, str], script: str = "echo step") -> bytes:
