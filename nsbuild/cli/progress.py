@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import stat
 import sys
 from typing import Protocol
 
 from nsbuild.build import Event, Record
 from nsbuild.cli.say import coloured
-from nsbuild.errors import NsbuildError
+from nsbuild.errors import NsbuildError, Refused
 
 
 class Progress(Protocol):
@@ -49,3 +50,15 @@ def _piped() -> bool:
     except OSError:
         return False
     return stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)
+
+
+def write_out(data: bytes) -> None:
+    """All of it to stdout, past Python's buffer. Raises Refused when nobody takes it."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(1, rest) :]
+        except BlockingIOError:
+            select.select([], [1], [])  # somebody who shares our stdout has made it so
+        except OSError as error:
+            raise Refused(f"stdout cannot be written: {error.strerror}.", "Keep its reader running.") from error

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from nsbuild.build import Event, Record
-from nsbuild.cli.say import write_out
+from nsbuild.cli.progress import write_out
 from nsbuild.errors import NsbuildError
 
 

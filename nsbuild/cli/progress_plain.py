@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from nsbuild.build import Event, Record
-from nsbuild.cli.say import say, write_out
+from nsbuild.cli.progress import write_out
+from nsbuild.cli.say import say
 from nsbuild.cli.summary import line_of, ours, summarize
 from nsbuild.errors import NsbuildError
 

@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nsbuild.build import Event, Record
-from nsbuild.cli.say import tell, write_out
+from nsbuild.cli.progress import write_out
+from nsbuild.cli.say import tell
 from nsbuild.cli.summary import Summary, line_of, ours, printable, size, summarize
 from nsbuild.errors import NsbuildError
 

@@ -1,12 +1,9 @@
-"""Our own lines, on stderr, and bytes for stdout."""
+"""Our own lines, on stderr. `compile` and `exec` import this: nothing more than they have already."""
 
 from __future__ import annotations
 
 import os
-import select
 import sys
-
-from nsbuild.errors import Refused
 
 
 def coloured(fd: int) -> bool:
@@ -29,15 +26,3 @@ def tell(text: str) -> None:
         sys.stderr.flush()
     except OSError:
         sys.stderr = None  # the interpreter would try again, and fail, at its end
-
-
-def write_out(data: bytes) -> None:
-    """All of it to stdout, past Python's buffer. Raises Refused when nobody takes it."""
-    rest = memoryview(data)
-    while rest:
-        try:
-            rest = rest[os.write(1, rest) :]
-        except BlockingIOError:
-            select.select([], [1], [])  # somebody who shares our stdout has made it so
-        except OSError as error:
-            raise Refused(f"stdout cannot be written: {error.strerror}.", "Keep its reader running.") from error
