@@ -59,12 +59,19 @@ class BuildpackRecord:
 
 @dataclass
 class Slug:
-    """`format` is `directory` or `tgz`; `bytes` its size, of a directory the sum of its files."""
+    """`format` is `directory`, `tgz`, `tar.zst`, `squashfs` or `oci`; `bytes` its size, of a directory the sum of its
+    files. `digest` is that of the file, or of the image's manifest.
+
+    `sizes` are the bytes in files, before compression, below each top directory of the slug (`.`: in the top itself);
+    `left_out` names the sockets, FIFOs and devices that could not be archived.
+    """
 
     path: str
     format: str
     bytes: int = 0
     digest: str = ""
+    sizes: dict[str, int] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -21,6 +21,9 @@ from nsbuild.sandbox import Layout
 from nsbuild.tree import read_beneath
 from nsbuild.workspace import Workspace
 
+_NAMED = 20
+"""Of what was left out of the slug, at most; the record has all."""
+
 
 def release(calls: Calls, pack: api.Buildpack) -> bytes | None:
     """What `bin/release` of the last buildpack prints, None where there is none; the record gets the process types.
@@ -109,7 +112,16 @@ def publish(
     archive = output.format != "directory"
     if archive:
         log.line("-----> Compressing...")
-    prepared = slugs.prepare(app, output, work.owner)
+    image = slugs.Image(
+        layout.home,
+        layout.name,
+        log.record.stack,
+        log.record.process_types,
+        api.parse_release(release_output or b"").config_vars,
+    )
+    prepared = slugs.prepare(app, output, work.owner, image=image)
+    for path in prepared.slug.left_out[:_NAMED]:
+        log.warn(f"{path} was left out of the slug: it is a socket, a FIFO or a device.")
     try:
         if archive:
             log.line(f"       Done: {megabytes(prepared.slug.bytes)}")

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from nsbuild.errors import UsageError
 from nsbuild.runtime.slug import SlugInfo
-
-RUN_PATH = "/usr/local/bin:/usr/bin:/bin"
-
-# .profile.d/*.sh are sourced in lexical order, then .profile, in the app's directory, with config vars set before:
-# https://devcenter.heroku.com/articles/profile
-_BOOT = """
-__nsbuild_command=("$@")
-for __nsbuild_file in "$PWD"/.profile.d/*.sh "$PWD/.profile"; do
-    if [ -f "$__nsbuild_file" ]; then . "$__nsbuild_file"; fi
-done
-set -- "${__nsbuild_command[@]}"
-unset -v __nsbuild_file __nsbuild_command
-exec "$@"
-"""
+from nsbuild.slug.boot import RUN_PATH
 
 
 def command_of(info: SlugInfo, process: str) -> list[str]:
@@ -29,11 +16,6 @@ def command_of(info: SlugInfo, process: str) -> list[str]:
         known = ", ".join(sorted(info.process_types)) or "none"
         raise UsageError(f"The slug has no process type {process!r}.", f"It has: {known}. A command comes after --.")
     return ["bash", "-c", command]
-
-
-def boot(argv: Sequence[str]) -> list[str]:
-    """The command with what a dyno sources before it."""
-    return ["/bin/bash", "-c", _BOOT, "bash", *argv]
 
 
 def environment(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nsbuild.errors import UsageError
 from nsbuild.refusals import Refusals
-from nsbuild.runtime.boot import boot, command_of, environment
+from nsbuild.runtime.boot import command_of, environment
 from nsbuild.runtime.dyno import Dyno
 from nsbuild.runtime.lines import Lines, Output
 from nsbuild.runtime.opened import RunOptions, network_needs, new_workspace, opened
@@ -17,6 +17,7 @@ from nsbuild.runtime.process import slug_path
 from nsbuild.runtime.slug import SlugInfo
 from nsbuild.runtime.together import Process, Together, signals_blocked
 from nsbuild.sandbox import Launcher
+from nsbuild.slug import boot
 
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 _OF_A_TYPE = 100

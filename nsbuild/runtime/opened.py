@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nsbuild import buildpack as api
-from nsbuild.errors import Refused, UsageError
-from nsbuild.runtime.boot import RUN_PATH
+from nsbuild.errors import Refused
 from nsbuild.runtime.slug import SlugInfo, read_slug
-from nsbuild.sandbox import Bind, Launcher, Overlay, User, View, ViewError, compose, read_host
+from nsbuild.sandbox import Bind, Overlay, User, View, ViewError, compose, read_host
+from nsbuild.slug import format_of, unpack
 from nsbuild.user import build_user
 from nsbuild.workspace import Workspace, user_cache, workspace
 
@@ -46,11 +46,11 @@ class Slug:
 def opened(path: Path, options: RunOptions) -> Iterator[Slug]:
     """The slug at `path`. Raises UsageError when it is none."""
     user = build_user(str(path), options.user)
-    if path.is_dir():
+    if format_of(path) == "directory":
         yield Slug(str(path), read_slug(str(path), str(path)), user)
         return
     with new_workspace(user, options) as work:
-        _unpack(path, work, options)
+        unpack(path, work)
         directory = work.directory("app")
         yield Slug(directory, read_slug(directory, str(path)), user, work)
 
@@ -91,23 +91,3 @@ def view(
         )
     except ViewError as error:
         raise Refused(str(error)) from None
-
-
-def _unpack(path: Path, work: Workspace, options: RunOptions) -> None:
-    """By tar, in the sandbox: whatever an archive's members are called, they end in the workspace."""
-    said = bytearray()
-    with path.open("rb") as archive, Launcher.for_caller() as launcher:
-        outcome = launcher.launch(
-            view(work, options, "/app", {"/app": work.directory("app")}),
-            ["tar", "-xzpf", "-", "-C", "/app", "--no-same-owner"],
-            env={"PATH": RUN_PATH, "HOME": "/app"},
-            cwd="/tmp",
-            stdin=archive.fileno(),
-            on_output=said.extend,
-        )
-    if outcome.exit_code != 0:
-        lines = said.decode("utf-8", "replace").splitlines()
-        raise UsageError(
-            f"{path} is not a slug: {lines[0] if lines else 'tar failed'}.",
-            "Give a directory or a .tgz of nsbuild build.",
-        )

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from nsbuild.errors import ExitCode, Refused, UsageError
 from nsbuild.refusals import Refusals
-from nsbuild.runtime.boot import boot, command_of, environment
+from nsbuild.runtime.boot import command_of, environment
 from nsbuild.runtime.dyno import Dyno, could_not_overlay
 from nsbuild.runtime.opened import RunOptions, Slug, network_needs, new_workspace, opened
 from nsbuild.sandbox import Launcher, LaunchError, Outcome
+from nsbuild.slug import boot
+from nsbuild.slug.formats import OCI_PREFIX
 
 
 def list_processes(slug: str | Path, options: RunOptions | None = None) -> dict[str, str]:
@@ -55,7 +57,7 @@ def run(
 
 def slug_path(slug: str | Path) -> Path:
     """Raises UsageError when there is nothing."""
-    path = Path(slug)
+    path = Path(str(slug).removeprefix(OCI_PREFIX))
     if not path.exists():
         raise UsageError(f"The slug {slug} does not exist.", "Make it with nsbuild build.")
     return path.resolve()

@@ -1,9 +1,30 @@
-"""Slugs: what a build leaves, as a directory or an archive, put in place in one step."""
+"""Slugs: what a build leaves, in every format that it is written in and read from."""
 
 from __future__ import annotations
 
+from nsbuild.slug.archive import Contents, Watcher, sizes, write_tree
+from nsbuild.slug.boot import boot
+from nsbuild.slug.formats import format_of
 from nsbuild.slug.marker import MARKER, RELEASE_FILE, mark
+from nsbuild.slug.oci import Image
 from nsbuild.slug.output import Output, check_output
 from nsbuild.slug.prepare import Prepared, prepare
+from nsbuild.slug.unpack import unpack
 
-__all__ = ["MARKER", "RELEASE_FILE", "Output", "Prepared", "check_output", "mark", "prepare"]
+__all__ = [
+    "MARKER",
+    "RELEASE_FILE",
+    "Contents",
+    "Image",
+    "Output",
+    "Prepared",
+    "Watcher",
+    "boot",
+    "check_output",
+    "format_of",
+    "mark",
+    "prepare",
+    "sizes",
+    "unpack",
+    "write_tree",
+]

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import stat
 import time
 
 from nsbuild.record import Slug
-from nsbuild.slug.archive import write_tgz
+from nsbuild.slug import tar
+from nsbuild.slug.archive import Contents, Watcher, sizes, write_tree
+from nsbuild.slug.compress import Packed
+from nsbuild.slug.oci import Image, write_image
 from nsbuild.slug.output import Output
+from nsbuild.slug.squashfs import write_squashfs
 from nsbuild.tree import (
     break_hard_links,
     copy_tree,
     fsync_directory,
     remove_tree,
     replace_directory,
-    tree_size,
 )
 from nsbuild.tree.beneath import open_root
 from nsbuild.tree.descent import Descent
@@ -36,7 +40,7 @@ class Prepared:
     def commit(self) -> None:
         """Replace the last slug. Raises OSError; the last one is then still there."""
         assert self._beside is not None
-        if self._output.format == "directory":
+        if self._output.format in ("directory", "oci"):
             self._beside = replace_directory(self._beside, str(self._output.path))
         else:
             os.rename(self._beside, self._output.path)
@@ -53,46 +57,94 @@ class Prepared:
             self._lock = -1
 
 
-def prepare(app: str, output: Output, owner: tuple[int, int] | None) -> Prepared:
+def prepare(
+    app: str,
+    output: Output,
+    owner: tuple[int, int] | None,
+    *,
+    image: Image | None = None,
+    watcher: Watcher | None = None,
+) -> Prepared:
     """Make the slug of BUILD_DIR `app` beside its place. A directory is moved there where it can be; where it has
     to be copied, it belongs to `owner` all the same.
 
-    Raises OSError, with nothing left beside.
+    `image` is what an OCI image says of itself. `watcher` sees what is archived as it is archived, and nothing of a
+    slug that is a directory. Raises OSError, with nothing left beside.
     """
     parent = output.path.parent
     parent.mkdir(parents=True, exist_ok=True)
     _collect_leftovers(output)
     beside = f"{parent}/{_beside_prefix(output)}{os.urandom(6).hex()}"
-    lock = -1
+    held = _Held()
     try:
-        if output.format == "tgz":
-            lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            digest, size = write_tgz(app, lock)
+        if output.format == "directory":
+            slug = _directory(app, beside, output, owner, held)
+        elif output.format == "oci":
+            os.mkdir(beside, 0o755)
+            held.lock(os.open(beside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            written = write_image(app, beside, image or Image(), watcher)
+            slug = _slug(output, written.contents, written.digest, written.bytes)
         else:
-            # Buildpacks fill their caches with hard links; what is published must not change with the cache.
-            break_hard_links(app)
-            _clear_setuid(app)
-            digest = ""
-            lock = os.open(app, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                os.rename(app, beside)
-            except OSError:
-                os.close(lock)
-                os.mkdir(beside, 0o700)
-                lock = os.open(beside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                copy_tree(app, beside, owner=owner, unlock=True)
-            size = tree_size(beside)[0]
-        return Prepared(output, beside, Slug(str(output.path), output.format, size, digest), lock)
+            target = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            held.lock(target)
+            contents, digest = _archive(app, beside, target, output.format, watcher)
+            os.fsync(target)
+            slug = _slug(output, contents, digest, os.fstat(target).st_size)
+        return Prepared(output, beside, slug, held.fd)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(output.path)
         remove_tree(beside)
-        if lock >= 0:
-            os.close(lock)
+        held.release()
         raise
+
+
+def _slug(output: Output, contents: Contents, digest: str, size: int) -> Slug:
+    return Slug(str(output.path), output.format, size, f"sha256:{digest}", contents.sizes, contents.left_out)
+
+
+class _Held:
+    """The lock by which another build knows that what is beside is being made."""
+
+    fd = -1
+
+    def lock(self, fd: int) -> None:
+        self.release()
+        self.fd = fd
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+    def release(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _directory(app: str, beside: str, output: Output, owner: tuple[int, int] | None, held: _Held) -> Slug:
+    # Buildpacks fill their caches with hard links; what is published must not change with the cache.
+    break_hard_links(app)
+    _clear_setuid(app)
+    held.lock(os.open(app, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    left_out: list[str] = []
+    try:
+        os.rename(app, beside)
+    except OSError:
+        os.mkdir(beside, 0o700)
+        held.lock(os.open(beside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        report = copy_tree(app, beside, owner=owner, unlock=True)
+        left_out = [left.path for left in report.left_out]
+    found = sizes(beside)
+    return Slug(str(output.path), output.format, sum(found.values()), "", found, left_out)
+
+
+def _archive(app: str, beside: str, target: int, format_: str, watcher: Watcher | None) -> tuple[Contents, str]:
+    if format_ == "squashfs":
+        contents = write_squashfs(app, beside, target, watcher)
+        with open(target, "rb", closefd=False) as file:
+            return contents, hashlib.file_digest(file, "sha256").hexdigest()
+    with Packed(target, {"tgz": "gzip", "tar.zst": "zstd"}[format_]) as packed:
+        contents = write_tree(app, packed, watcher=watcher)
+        packed(tar.END)
+    return contents, packed.digest
 
 
 def _beside_prefix(output: Output) -> str:

@@ -78,6 +78,11 @@ class Descent:
         """Which directory the walk started in."""
         return self._levels[0].identity
 
+    @property
+    def top(self) -> str:
+        """The directory in the root that the walk is in or below; empty while it is in the root itself."""
+        return self._levels[1].name if len(self._levels) > 1 else ""
+
     def enter(self, name: str, fd: int) -> None:
         """Go down into `name`, just opened as `fd`, which is owned from here on."""
         length = self._levels[-1].length + len(os.fsencode(name)) + 1

@@ -154,6 +154,9 @@ def test_only_an_empty_directory_or_a_slug_is_replaced(site: Site) -> None:
     site.write("file", "precious")
     site.symlink("link", "out")
     site.mkdir("dir.tgz")
+    for name in ("app/main.tgz", "app/main.tar.zst"):
+        site.write(name, "print('precious')\n")
+    site.symlink("link.squashfs", "out")
     for output, *words in (
         ("photos", "other things"),
         ("file", "is a file"),
@@ -161,13 +164,48 @@ def test_only_an_empty_directory_or_a_slug_is_replaced(site: Site) -> None:
         ("dir.tgz", "is a directory"),
         ("file/below/out", "is a file"),
         ("app", "is the source"),
-        ("x.squashfs", "does not write that format"),
-        ("x.tar.zst", "does not write that format"),
-        ("oci:x", "does not write that format"),
+        ("app/main.tgz", "no tgz archive"),
+        ("app/main.tar.zst", "no tar.zst archive"),
+        ("link.squashfs", "is a symlink"),
+        ("oci:photos", "other things"),
+        ("oci:file", "is a file"),
+        ("oci:image:tag", "a colon"),
+        ("x.zip", "in .zip, which nsbuild does not write"),
+        ("x.tar.xz", "in .tar.xz, which nsbuild does not write"),
+        (".", "is the directory you are in"),
+        ("home", "is your home"),
+        ("/", "holds the directory you are in"),
     ):
         site.build(site.path / "app", site.path / "pack", output=output).refused(2, output, *words)
     assert snapshot(site.path / "photos") == before
     assert (site.path / "file").read_text() == "precious"
+    assert (site.path / "app/main.tgz").read_text() == "print('precious')\n"
+
+
+def test_an_archive_is_replaced_by_one_of_its_own_format(site: Site) -> None:
+    app, pack = site.app(), site.buildpack()
+    for name in ("slug.tgz", "slug.tar.zst", "slug.squashfs", "oci:image"):
+        for _ in range(2):
+            site.build(app, pack, output=name).ok()
+    site.write("empty.tgz")
+    site.build(app, pack, output="empty.tgz").ok()
+    before = snapshot(site.path / "slug.tgz")
+    os.rename(site.path / "slug.tgz", site.path / "other.squashfs")
+    site.build(app, pack, output="other.squashfs").refused(2, "no squashfs archive")
+    os.rename(site.path / "other.squashfs", site.path / "slug.tgz")
+    assert {**snapshot(site.path / "slug.tgz")}["."][3] == before["."][3]
+
+
+def test_without_mksquashfs_a_squashfs_is_refused_before_the_build(site: Site) -> None:
+    """A PATH of links to everything else."""
+    tools = site.mkdir("tools")
+    for directory in ("/usr/sbin", "/usr/bin"):
+        for entry in os.scandir(directory):
+            if entry.name != "mksquashfs" and not os.path.lexists(tools / entry.name):
+                (tools / entry.name).symlink_to(entry.path)
+    result = site.build(site.app(), site.buildpack(), output="x.squashfs", env={"PATH": str(tools)})
+    result.refused(2, "x.squashfs", "needs mksquashfs", "squashfs-tools")
+    assert result.out == b""
 
 
 @ordinary
@@ -193,11 +231,14 @@ def test_an_archive_has_everything_and_the_digest_is_its_own(site: Site) -> None
     site.mkdir("app/empty")
     path = site.path / "slug.tgz"
     result = site.build(app, site.buildpack(), output=path).ok()
+    marker = subprocess.run(["tar", "-xOzf", path, "./.nsbuild-slug"], capture_output=True, check=True).stdout
     assert result.record["slug"] == {
         "path": str(path),
         "format": "tgz",
         "bytes": path.stat().st_size,
         "digest": f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
+        "sizes": {".": len("web: x\n") + 5000 + len(marker), "bin": 1},
+        "left_out": [],
     }
     listed = subprocess.run(["tar", "-tvzf", path], capture_output=True, check=True, text=True).stdout
     assert "link -> /absolute/target" in listed and "./empty/" in listed
@@ -230,7 +271,7 @@ def test_the_cache_is_kept_from_build_to_build(site: Site) -> None:
     hits = [site.build(app, pack) for _ in range(3)]
     assert [hit.ok().out for hit in hits] == [b"build 1\n", b"build 2\n", b"build 3\n"]
     assert [hit.record["cache_hit"] for hit in hits] == [False, True, True]
-    assert "cached" not in hits[0].err and "cached" in hits[1].err
+    assert "cache: used" not in hits[0].err and "cache: used" in hits[1].err
 
 
 def test_caches_are_kept_apart_by_app_stack_and_layout(site: Site) -> None:
