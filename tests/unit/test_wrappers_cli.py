@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from nsbuild.cli.wrappers import CHOICES, OPTIONS, Misused, _Call, _parse, main
@@ -105,3 +108,13 @@ def test_help_has_every_option(command: str, capsys: pytest.CaptureFixture[str])
     for name, (_, about, commands) in OPTIONS.items():
         assert (f"  {name}" in text and about in text) == (command in commands), name
     assert "128+n" in text and all(code in text for code in ("123", "124", "125", "126", "127"))
+
+
+def test_a_builder_does_not_wait_for_what_it_does_not_use() -> None:
+    """Once it imported `enum` and all errors, by way of the module that prints a line."""
+    heavy = {"click", "rich", "enum", "dataclasses", "inspect", "typing", "tomllib", "platformdirs", "nsbuild.errors"}
+    script = f"import sys; sys.path[:] = {sys.path}; from nsbuild.cli import wrappers; print(*sys.modules)"
+    words = [sys.executable, "-I", "-S", "-c", script]
+    modules = set(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
+    assert "nsbuild.cli.say" in modules
+    assert not heavy & modules
