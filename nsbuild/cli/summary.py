@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from nsbuild.build import Event, Record
 
 _SLOWEST = 3
 """How many of the steps are named."""
+_LARGEST = 5
+"""How many of the slug's directories are."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ def summarize(record: Record) -> Summary:
     if steps:
         facts.append(("slowest", tuple(f"{step.text} ({step.seconds:.1f} s)" for step in steps[:_SLOWEST])))
     if record.slug is not None:
+        if contents := tuple(_contents(record.slug.sizes)):
+            facts.append(("contents", contents))
         facts.append(("cache", ("used" if record.cache_hit else "none yet",)))
     if record.warnings:
         facts.append(("warnings", (str(len(record.warnings)),)))
@@ -34,6 +39,15 @@ def summarize(record: Record) -> Summary:
     if record.slug is None:
         return Summary(phases, tuple(facts), f"{record.result} in {took}")
     return Summary(phases, tuple(facts), f"built {record.slug.path} ({size(record.slug.bytes)}) in {took}")
+
+
+def _contents(sizes: Mapping[str, int]) -> Iterator[str]:
+    """The largest top directories; `.` are the files at the top."""
+    largest = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
+    for name, count in largest[:_LARGEST]:
+        yield f"{size(count)} {name}"
+    if rest := largest[_LARGEST:]:
+        yield f"{size(sum(count for _, count in rest))} in {len(rest)} others"
 
 
 def line_of(event: Event) -> str | None:
