@@ -19,24 +19,30 @@ def is_bytecode(path: str) -> bool:
 
 
 def bytecode_kind(data: bytes, offset: int) -> str:
-    """`bytecode-filename` when the match lies in a marshalled string that ends in .py, else `bytecode-constant`.
+    """`bytecode-filename` when the match lies in a marshalled string that ends in .py, else `bytecode-constant`."""
+    found = marshalled_string(data, offset)
+    return "bytecode-filename" if found is not None and data[: found[2]].endswith(b".py") else "bytecode-constant"
+
+
+def marshalled_string(data: bytes, offset: int) -> tuple[int, int, int] | None:
+    """(where its length begins, its start, its end) of the marshalled string around an offset; None if there is none.
 
     By the strings' own lengths, without marshal.loads: that can crash on hostile bytes, and knows one Python only.
     """
     for start in range(offset, max(offset - 256, 0), -1):
-        if data[start - 1 : start] and _is_filename(data, start, offset):
-            return "bytecode-filename"
-    return "bytecode-constant"
-
-
-def _is_filename(data: bytes, start: int, offset: int) -> bool:
-    """Whether a marshalled string whose text begins at `start` covers `offset` and is a source file's name."""
-    length = -1
-    if start >= 2 and data[start - 2] in _SHORT_STRING:
-        length = data[start - 1]
-    if length < offset - start and start >= 5 and data[start - 5] in _LONG_STRING:
-        length = int.from_bytes(data[start - 4 : start], "little")
-    return offset - start < length <= 4096 and data[start : start + length].endswith(b".py")
+        if start >= 2 and data[start - 2] in _SHORT_STRING and start + data[start - 1] > offset:
+            head, length = start - 1, data[start - 1]
+        elif start >= 5 and data[start - 5] in _LONG_STRING:
+            head, length = start - 4, int.from_bytes(data[start - 4 : start], "little")
+        else:
+            continue
+        if (
+            offset - start < length <= 1 << 16
+            and start + length <= len(data)
+            and data[start : start + length].isascii()
+        ):
+            return head, start, start + length
+    return None
 
 
 def shebang(head: bytes) -> tuple[bytes, int] | None:

@@ -30,17 +30,17 @@ def as_text(report: Report, *, everything: bool = False) -> Iterator[str]:
             yield f"  {kind}: {same[0].effect}"
             shown = same if everything else same[:_SHOWN]
             for finding in shown:
-                yield f"    {_printable(finding.where)}: {_printable(finding.place)}{_details(finding)}"
+                yield f"    {printable(finding.where)}: {printable(finding.place)}{_details(finding)}"
             if len(same) > len(shown):
                 yield f"    ... and {len(same) - len(shown)} more (--all shows them)"
     if report.waived:
         yield f"waived ({len(report.waived)})"
         for finding, reason in report.waived[: None if everything else _SHOWN]:
-            yield f"    {_printable(finding.where)}: {finding.kind}, {reason}"
+            yield f"    {printable(finding.where)}: {finding.kind}, {reason}"
     if report.problems:
         yield f"not looked into ({len(report.problems)})"
         for problem in report.problems[: None if everything else _SHOWN]:
-            yield f"    {_printable(problem.file)} {problem.reason}"
+            yield f"    {printable(problem.file)} {problem.reason}"
     yield report.line()
 
 
@@ -55,7 +55,7 @@ def _details(finding: Finding) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """One line, whatever a build has called its files."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 

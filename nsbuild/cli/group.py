@@ -19,6 +19,7 @@ _HOMES = {
     "audit": "nsbuild.cli.audit",
     "build": "nsbuild.cli.build",
     "config": "nsbuild.cli.config",
+    "diff": "nsbuild.cli.diff",
     "doctor": "nsbuild.cli.doctor",
     "gc": "nsbuild.cli.gc",
     "recover": "nsbuild.cli.recover",
