@@ -26,7 +26,10 @@ def environment(
     config_vars: Mapping[str, str],
     port: int | None = None,
 ) -> dict[str, str]:
-    """The environment of the dyno `name` (`web.1`). `base` is what any process gets; `config_vars` are the user's."""
+    """The environment of the dyno `name` (`web.1`). `base` is what any process gets; `config_vars` are the user's.
+
+    Raises UsageError for one that no environment can hold.
+    """
     variables = {
         "PATH": RUN_PATH,
         "LANG": "C.UTF-8",
@@ -36,6 +39,9 @@ def environment(
         "HOME": info.run_path,
         "DYNO": name,
     }
+    for variable, value in variables.items():
+        if "\0" in variable + value:
+            raise UsageError(f"The config var {variable!r} has a NUL byte.", "No process can have it: leave it out.")
     if port is not None:
         variables["PORT"] = str(port)
     return variables

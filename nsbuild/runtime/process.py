@@ -40,7 +40,9 @@ def run(
     options = options or RunOptions()
     path = slug_path(slug)
     if options.tty and not (os.isatty(0) and os.isatty(1)):
-        raise UsageError("A terminal for the process needs terminals on stdin and stdout.", "Run it without --tty.")
+        raise UsageError(
+            "--tty and nsbuild shell need terminals on stdin and stdout.", "nsbuild run SLUG -- COMMAND needs none."
+        )
     with Refusals() as refusals, contextlib.ExitStack() as stack:
         found = stack.enter_context(opened(path, options))
         argv, name = (command_of(found.info, process), process) if isinstance(process, str) else (process, "run")

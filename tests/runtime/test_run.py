@@ -189,6 +189,9 @@ def test_misuse_is_125(site: Site) -> None:
     site.run(path, "--env", "secret-without-a-name").refused(125, "--env")
     assert "secret-without" not in site.run(path, "--env", "secret-without-a-name").err
     site.run(path, "--env-file", "nowhere").refused(125, "nowhere")
+    site.write("nul.env", b"SECRET=hunter\0two\n")
+    result = site.run(path, "hello", "--env-file", "nul.env").refused(125, "'SECRET'", "NUL")
+    assert "hunter" not in result.err
     assert site.nsbuild("run").code == 125
     site.write("app/Procfile", "web: x\nnonsense\n")
     site.run(path).refused(125, "line 2")
