@@ -9,6 +9,8 @@ class ExitCode(IntEnum):
     """Every exit status of ours. `compile`, `exec` and `run` otherwise give the command's own, or 128+n."""
 
     OK = 0
+    TESTS_FAILED = 1
+    """`test`: the app was built, and its tests failed."""
     USAGE = 2
     """Bad arguments, or no such source or buildpack."""
     NO_BUILDPACK = 10

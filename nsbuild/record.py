@@ -82,7 +82,7 @@ class Record:
     was. `result` is `succeeded`, or the error's sentence, and `exit_code` what `nsbuild build` exits with.
     `attached` tells how `compile` and `exec` got each directory into the view, and why; `limits` what bounded them
     and by which means, and `usage` (fields of `nsbuild.sandbox.limits.Usage`) what they used. `sweep` tells what
-    was done about files left in HOME; `warnings` is for people.
+    was done about files left in HOME; `warnings` is for people. `first` is the build before, with --rebuild.
     """
 
     id: str
@@ -111,6 +111,7 @@ class Record:
     warnings: list[str] = field(default_factory=list)
     result: str = ""
     exit_code: int | None = None
+    first: Record | None = None
 
     def to_json(self) -> str:
         """The record as written with `--report`."""

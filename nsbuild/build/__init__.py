@@ -6,11 +6,23 @@ import sys
 from types import ModuleType
 
 from nsbuild.build.build import build
+from nsbuild.build.detection import detect_app
 from nsbuild.build.events import Event
 from nsbuild.build.options import DEFAULT_STACK, BuildError, BuildOptions
+from nsbuild.build.testing import run_tests
 from nsbuild.record import Phase, Record
 
-__all__ = ["DEFAULT_STACK", "BuildError", "BuildOptions", "Event", "Phase", "Record", "build"]
+__all__ = [
+    "DEFAULT_STACK",
+    "BuildError",
+    "BuildOptions",
+    "Event",
+    "Phase",
+    "Record",
+    "build",
+    "detect_app",
+    "run_tests",
+]
 
 
 class _Callable(ModuleType):

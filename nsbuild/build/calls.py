@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from nsbuild import buildpack as api
 from nsbuild.build.events import Event
-from nsbuild.build.limits import slow, time_limit
+from nsbuild.build.limits import COMPILES, TESTS, slow, time_limit
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildError, BuildOptions
 from nsbuild.build.steps import StepClock
@@ -30,28 +30,39 @@ class Calls:
         self.work = work
         self.launcher = launcher
         self.log = log
-        needs = api.network_needs(os.environ) if options.network == "host" else api.NetworkNeeds()
+        self.exports: list[str] = []
+        """The `export` files, as paths in the view, of the buildpacks that have compiled."""
+        self.needs = needs = api.network_needs(os.environ) if options.network == "host" else api.NetworkNeeds()
         passed = {name: os.environ[name] for name in options.pass_env if name in os.environ}
         self.env = api.build_environment(
             layout, stack=options.stack, request_id=log.record.id, more={**needs.variables, **passed}
         )
         self.view = build_view(options, layout, work, api.network_binds(needs, layout.build_dir))
 
-    def run(self, name: str, pack: api.Buildpack, call: api.Invocation) -> Outcome:
-        """Run one script; its output, both streams in their true order, goes to the monitor, steps to the record."""
+    def run(self, name: str, what: str, call: api.Invocation, env: Mapping[str, str] | None = None) -> Outcome:
+        """Run one script; its output, both streams in true order, goes to the monitor, steps to the record.
+
+        `name` and `what` (a buildpack's reference) are for people; `env` in place of a build's environment.
+        """
         clock = StepClock(time.monotonic())
 
         def passed_on(data: bytes) -> None:
             clock.feed(data, time.monotonic())
             self.log.monitor(Event("output", data=data))
 
-        return self._launch(name, pack, call, passed_on, None, clock)
+        return self._launch(name, what, call, passed_on, None, clock, env)
 
     def captured(self, name: str, pack: api.Buildpack, call: api.Invocation) -> tuple[Outcome, bytes, bytes]:
         """Run one script whose stdout is an answer; (outcome, stdout, stderr). Raises BuildError when it is long."""
         printed, said = _Bounded(f"bin/{name} of {pack.reference}"), _Bounded(f"bin/{name} of {pack.reference}")
-        outcome = self._launch(name, pack, call, printed, said)
+        outcome = self._launch(name, pack.reference, call, printed, said)
         return outcome, bytes(printed.data), bytes(said.data)
+
+    def shell(self) -> None:
+        """An interactive shell on this process's terminal: what the scripts see, in BUILD_DIR, exports sourced."""
+        call = api.shell(self.layout, self.exports)
+        env = {**self.env, "TERM": os.environ.get("TERM", "dumb")}
+        self.launcher.launch(self.view, call.argv, env=env, cwd=call.cwd, tty=True)
 
     def check_time(self, name: str, pack: api.Buildpack, outcome: Outcome) -> None:
         """Raises BuildError when it was the time limit that ended the script."""
@@ -76,19 +87,21 @@ class Calls:
     def _launch(
         self,
         name: str,
-        pack: api.Buildpack,
+        what: str,
         call: api.Invocation,
         on_output: Callable[[bytes], None],
         on_error: Callable[[bytes], None] | None,
         clock: StepClock | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Outcome:
+        title = f"{name} of {what}" if name in TESTS else f"bin/{name} of {what}"
         limit = time_limit(name, self.options)
-        began = self.log.begin(name, pack.reference)
+        began = self.log.begin(name, what)
         with open(os.devnull, "rb") as null:  # noqa: PTH123
             outcome = self.launcher.launch(
                 self.view,
                 call.argv,
-                env=self.env,
+                env=self.env if env is None else env,
                 cwd=call.cwd,
                 stdin=null.fileno(),
                 on_output=on_output,
@@ -96,15 +109,15 @@ class Calls:
                 timeout=limit,
                 interrupt_grace=10.0,
             )
-        phase = self.log.end(name, began, pack.reference, outcome, clock)
-        if sentence := slow(phase.seconds, limit):
-            self.log.warn(f"bin/{name} of {pack.reference} {sentence}.")
+        phase = self.log.end(name, began, what, outcome, clock)
+        if name in COMPILES and (sentence := slow(phase.seconds, limit)):
+            self.log.warn(f"bin/{name} of {what} {sentence}.")
         if outcome.came_back.get(self.layout.build_dir, "directory") != "directory":
             self.work.make("app")  # for bin/report; the build has failed
         for sentence in self.work.mend(self.layout, outcome.came_back):
-            self.log.warn(f"After bin/{name} of {pack.reference}, {sentence}.")
+            self.log.warn(f"After {title}, {sentence}.")
         if ENDING.intersection(outcome.forwarded):
-            raise Interrupted(f"Interrupted during bin/{name} of {pack.reference}.")
+            raise Interrupted(f"Interrupted during {title}.")
         return outcome
 
 

@@ -18,22 +18,37 @@ from nsbuild.tree import open_beneath
 from nsbuild.workspace import Workspace
 
 
-def run_chain(calls: Calls, staged: Staged) -> Sequence[api.Buildpack]:
-    """detect, compile and report of each buildpack in order; returns those that were used. Raises BuildError."""
-    exports: list[str] = []
+def run_chain(calls: Calls, staged: Staged, *, for_tests: bool = False) -> Sequence[api.Buildpack]:
+    """detect, compile and report of each buildpack in order; returns those that were used. Raises BuildError.
+
+    For tests it is `bin/test-compile` where there is one, and no report.
+    """
     buildpacks, names = _first_match(calls, staged.buildpacks) if staged.detected else (staged.buildpacks, [])
     for number, pack in enumerate(buildpacks):
         name = calls.log.record.buildpacks[number].name = names[number] if names else detect(calls, pack)
         try:
-            compile_(calls, pack, name, exports)
+            compile_(calls, pack, name, for_tests=for_tests)
         except BuildError:
+            if for_tests:
+                raise
             with contextlib.suppress(BuildError):
                 report(calls, number, pack)
             raise
-        report(calls, number, pack)
+        if not for_tests:
+            report(calls, number, pack)
         if _has_export(calls.work, pack):
-            exports.append(f"{pack.path}/export")
+            calls.exports.append(f"{pack.path}/export")
     return buildpacks
+
+
+def detect_all(calls: Calls, staged: Staged) -> None:
+    """detect of each buildpack, in order; the record has the names of those that would be used. Raises BuildError."""
+    if staged.detected:
+        _, names = _first_match(calls, staged.buildpacks)
+    else:
+        names = [detect(calls, pack) for pack in staged.buildpacks]
+    for record, name in zip(calls.log.record.buildpacks, names, strict=True):
+        record.name = name
 
 
 def _first_match(calls: Calls, buildpacks: Sequence[api.Buildpack]) -> tuple[list[api.Buildpack], list[str]]:
@@ -91,14 +106,15 @@ def detect(calls: Calls, pack: api.Buildpack) -> str:
     return answer.name
 
 
-def compile_(calls: Calls, pack: api.Buildpack, name: str, exports: Sequence[str]) -> None:
-    """`exports` are paths in the view. Raises BuildError."""
-    outcome = calls.run("compile", pack, api.compile_(pack, calls.layout, exports))
-    calls.check_time("compile", pack, outcome)
+def compile_(calls: Calls, pack: api.Buildpack, name: str, *, for_tests: bool = False) -> None:
+    """After the exports of those before it. Raises BuildError."""
+    script = "test-compile" if for_tests and pack.has("test-compile") else "compile"
+    outcome = calls.run(script, pack.reference, api.compile_(pack, calls.layout, calls.exports, script))
+    calls.check_time(script, pack, outcome)
     if outcome.exit_code != 0:
         calls.log.line(f" !     Push rejected, failed to compile {name} app.")
-        raise BuildError(f"bin/compile of {pack.reference} {ending(outcome)}.", code=ExitCode.COMPILE_FAILED)
-    calls.check_build_dir("compile", pack, outcome)
+        raise BuildError(f"bin/{script} of {pack.reference} {ending(outcome)}.", code=ExitCode.COMPILE_FAILED)
+    calls.check_build_dir(script, pack, outcome)
 
 
 def report(calls: Calls, number: int, pack: api.Buildpack) -> None:

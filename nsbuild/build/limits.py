@@ -9,13 +9,17 @@ from nsbuild.build.options import BuildOptions
 
 COMPILE_SECONDS = 900.0
 SLUG_BYTES = 500 << 20
+COMPILES = ("compile", "test-compile")
+TESTS = ("test-setup", "test")
 
 
 def time_limit(script: str, options: BuildOptions) -> float | None:
     """Seconds after which `bin/SCRIPT` is ended; a compile only where that was asked for, else it is warned about."""
     if options.timeout is not None:
         return options.timeout
-    return None if script == "compile" and not options.enforce_limits else COMPILE_SECONDS
+    if script in TESTS or (script in COMPILES and not options.enforce_limits):
+        return None
+    return COMPILE_SECONDS
 
 
 def slow(seconds: float, limit: float | None) -> str:

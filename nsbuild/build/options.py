@@ -24,6 +24,8 @@ class BuildOptions:
     `config_vars` are files in ENV_DIR; `pass_env` are names of the operator's environment to show to buildpacks;
     `binds` are (host path, path in the view). `default_buildpacks` is a directory of buildpacks, for when neither
     caller nor app names one; `registry` maps patterns of names (`heroku/*`) to references with `{name}` in them.
+    `rebuild` builds twice, the second time from the cache of the first; `shell_on_failure` opens a shell on this
+    process's terminal where a buildpack has failed.
     """
 
     output: str | None = None
@@ -38,6 +40,8 @@ class BuildOptions:
     user_namespaces: bool = True
     timeout: float | None = None
     enforce_limits: bool = False
+    rebuild: bool = False
+    shell_on_failure: bool = False
     pass_env: Sequence[str] = ()
     binds: Sequence[tuple[str, str]] = ()
     keep_credentials: bool = False

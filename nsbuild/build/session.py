@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nsbuild import buildpack as api
-from nsbuild.build.cache import Cache, cache_key
+from nsbuild.build.cache import Cache, CacheUse
 from nsbuild.build.calls import Calls
 from nsbuild.build.events import Monitor
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildOptions, layout_of
 from nsbuild.build.staging import Staged, stage_buildpacks, stage_cache, stage_source
 from nsbuild.errors import ExitCode, Interrupted, NsbuildError, Refused
+from nsbuild.interrupts import signals_held
 from nsbuild.record import Record
 from nsbuild.refusals import Refusals
 from nsbuild.sandbox import Launcher, Layout
@@ -37,7 +38,7 @@ class Session:
     log: Log
     calls: Calls
 
-    def stage(self, *ours: str) -> Staged:
+    def stage(self, *ours: str, with_cache: bool = True) -> Staged:
         """Copy source, cache, config vars and buildpacks into the workspace; returns the buildpacks.
 
         `ours` are paths that are no part of the app where they lie within the source.
@@ -52,15 +53,28 @@ class Session:
             defaults=self.options.default_buildpacks,
             registry=self.options.registry,
         )
-        stage_cache(self.cache, self.work, self.log)
+        if with_cache:
+            stage_cache(self.cache, self.work, self.log)
         api.write_env_dir(self.work.directory("env"), self.options.config_vars, self.work.owner)
         self.log.end("stage", began)
         return stage_buildpacks(chosen, self.work, self.log)
 
+    def keep_cache(self) -> None:
+        """Put the cache in place, for the next time. CACHE_DIR is empty then."""
+        with self.cache.replacing(self.work.directory("cache")) as replace, signals_held():
+            replace()
+        self.work.make("cache")
+
 
 @contextlib.contextmanager
-def session(source: Path, given: Sequence[str], options: BuildOptions, monitor: Monitor) -> Iterator[Session]:
-    """A build of `source`, recorded from its beginning to its end.
+def session(
+    source: Path,
+    given: Sequence[str],
+    options: BuildOptions,
+    monitor: Monitor,
+    purpose: str = "build",
+) -> Iterator[Session]:
+    """A build of `source`, recorded from its beginning to its end. Each `purpose` has a cache of its own.
 
     Raises NsbuildError; it has an attribute `record` once the build had begun.
     """
@@ -69,7 +83,7 @@ def session(source: Path, given: Sequence[str], options: BuildOptions, monitor: 
     surprising = api.check_config_vars(options.config_vars)
     user = build_user(str(source), options.user)
     cache_root = Path(options.cache_dir or user_cache() / "apps").absolute()
-    cache = Cache(cache_root, cache_key(options.app or str(source), options.stack, layout.name))
+    cache = Cache(cache_root, CacheUse(options.app or str(source), options.stack, layout.name, purpose))
     cache.check()
     parent = Path(options.workspace_dir).absolute() if options.workspace_dir else cache_root / ".workspaces"
     record = Record(

@@ -6,11 +6,12 @@ from nsbuild.lazy import names_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from nsbuild.buildpack.app_json import AppJsonError, TestScripts, parse_test_scripts
     from nsbuild.buildpack.buildpack import Buildpack, check_buildpack, install
     from nsbuild.buildpack.chosen import Chosen, choose
     from nsbuild.buildpack.environment import build_environment, check_config_vars, write_env_dir
     from nsbuild.buildpack.network import NetworkNeeds, network_binds, network_needs
-    from nsbuild.buildpack.phases import Invocation, compile_, detect, release, report
+    from nsbuild.buildpack.phases import Invocation, compile_, detect, release, report, shell
     from nsbuild.buildpack.procfile import ProcfileError, parse_procfile
     from nsbuild.buildpack.reference import Reference, parse_reference
     from nsbuild.buildpack.release_yaml import Release, ReleaseError, parse_release
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from nsbuild.buildpack.store import Store
 
 __all__ = [
+    "AppJsonError",
     "Buildpack",
     "Chosen",
     "Invocation",
@@ -28,6 +30,7 @@ __all__ = [
     "ReleaseError",
     "ReportError",
     "Store",
+    "TestScripts",
     "build_environment",
     "check_buildpack",
     "check_config_vars",
@@ -41,8 +44,10 @@ __all__ = [
     "parse_reference",
     "parse_release",
     "parse_report",
+    "parse_test_scripts",
     "release",
     "report",
+    "shell",
     "write_env_dir",
 ]
 
@@ -50,6 +55,7 @@ __getattr__ = names_of(
     __name__,
     __all__,
     (
+        "app_json",
         "buildpack",
         "chosen",
         "environment",

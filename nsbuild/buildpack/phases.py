@@ -23,10 +23,18 @@ def detect(buildpack: Buildpack, layout: Layout) -> Invocation:
     return Invocation((f"{buildpack.path}/bin/detect", layout.build_dir), buildpack.path)
 
 
-def compile_(buildpack: Buildpack, layout: Layout, exports: Sequence[str]) -> Invocation:
-    """`bin/compile BUILD_DIR CACHE_DIR ENV_DIR`, after the `export` files (paths in the view) of earlier ones."""
-    argv = (f"{buildpack.path}/bin/compile", layout.build_dir, layout.cache_dir, layout.env_dir)
+def compile_(buildpack: Buildpack, layout: Layout, exports: Sequence[str], script: str = "compile") -> Invocation:
+    """`bin/compile BUILD_DIR CACHE_DIR ENV_DIR`, after the `export` files (paths in the view) of earlier ones.
+
+    `script` may be `test-compile` instead.
+    """
+    argv = (f"{buildpack.path}/bin/{script}", layout.build_dir, layout.cache_dir, layout.env_dir)
     return Invocation(with_exports(exports, argv), buildpack.path)
+
+
+def shell(layout: Layout, exports: Sequence[str]) -> Invocation:
+    """An interactive shell as the next compile would begin, but in the app's directory."""
+    return Invocation(with_exports(exports, ("/bin/bash", "-i")), layout.build_dir)
 
 
 def release(buildpack: Buildpack, layout: Layout) -> Invocation:

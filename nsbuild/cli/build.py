@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -53,8 +55,26 @@ from nsbuild.tree import write_atomic
 @click.option("--user", help="As root: the user of the build, a name or UID:GID.")
 @click.option("--report", metavar="FILE", help="Write the record of the build, JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Events on stdout, one a line: docs/events.md.")
+@click.option("--rebuild", is_flag=True, help="Build twice, the second time from the cache of the first.")
+@click.option("--shell-on-failure", is_flag=True, help="A shell in what is left where a buildpack has failed.")
 @click.pass_context
-def build(
+def build(context: click.Context, /, **given: Any) -> int:
+    """Build the app in SOURCE with classic buildpacks and put the slug at --output.
+
+    The buildpacks' own output goes to stdout as it comes; everything of ours to stderr.
+    """
+    run_build(build_slug, context, **given)
+    return 0
+
+
+def params_without(*names: str) -> list[click.Parameter]:
+    """The argument and options of `build`, for a command that does a part of it."""
+    assert set(names) <= {param.name for param in build.params}
+    return [param for param in build.params if param.name not in names]
+
+
+def run_build(
+    entry: Callable[..., Record],
     context: click.Context,
     /,
     source: str,
@@ -64,13 +84,10 @@ def build(
     env_file: str | None,
     no_userns: bool,
     report: str | None,
-    as_json: bool,
-    **options: object,
-) -> int:
-    """Build the app in SOURCE with classic buildpacks and put the slug at --output.
-
-    The buildpacks' own output goes to stdout as it comes; everything of ours to stderr.
-    """
+    as_json: bool = False,
+    **options: Any,
+) -> Record:
+    """Call `entry` (`build`, or another of its kind) as a command line says, and write its record."""
     settings = configured(context)
     shown = progress(as_json=as_json)
     try:
@@ -78,14 +95,14 @@ def build(
             shown(Event("note", text=sentence))
         if report is not None:
             _check_report(report)
-        record = build_slug(
+        record = entry(
             source,
             buildpacks,
             BuildOptions(
                 config_vars=config_vars(pairs, env_dir, env_file, settings.table("env")),
                 user_namespaces=not no_userns,
                 registry=settings.table("registry"),
-                **options,  # type: ignore[arg-type]
+                **options,
             ),
             monitor=shown,
         )
@@ -103,7 +120,7 @@ def build(
         raise
     finally:
         shown.close()
-    return 0
+    return record
 
 
 def _check_report(report: str) -> None:

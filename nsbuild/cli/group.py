@@ -18,13 +18,16 @@ from nsbuild.errors import ExitCode, Interrupted, NsbuildError
 _HOMES = {
     "audit": "nsbuild.cli.audit",
     "build": "nsbuild.cli.build",
+    "cache": "nsbuild.cli.cache",
     "config": "nsbuild.cli.config",
     "diff": "nsbuild.cli.diff",
+    "detect": "nsbuild.cli.detect",
     "doctor": "nsbuild.cli.doctor",
     "gc": "nsbuild.cli.gc",
     "recover": "nsbuild.cli.recover",
     "run": "nsbuild.cli.run",
     "shell": "nsbuild.cli.shell",
+    "test": "nsbuild.cli.test",
 }
 _WRAPPERS = frozenset({*wrappers.USAGE, "run", "shell"})
 """Their status is the command's own, so a failure of ours is 125 whatever it is."""

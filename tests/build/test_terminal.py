@@ -16,7 +16,20 @@ import nsbuild
 
 pytest_plugins = ["support.site_fixtures"]
 
-COMMANDS = ("build", "compile", "config", "doctor", "exec", "gc", "recover", "run", "shell")
+COMMANDS = (
+    "build",
+    "cache",
+    "compile",
+    "config",
+    "detect",
+    "doctor",
+    "exec",
+    "gc",
+    "recover",
+    "run",
+    "shell",
+    "test",
+)
 
 
 def on_a_terminal(site: Site, env: dict[str, str], script: str = "echo step") -> bytes:

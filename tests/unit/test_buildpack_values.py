@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsbuild import buildpack as api
-from nsbuild.build.cache import cache_key
+from nsbuild.build.cache import CacheUse
 from nsbuild.errors import UsageError
 from nsbuild.sandbox import app_layout, classic_layout
 
@@ -209,8 +209,9 @@ def test_installing_copies_and_digests(tmp_path: Path) -> None:
 
 @given(st.text(min_size=1), st.text(), st.text())
 def test_a_cache_key_is_a_name_and_tells_apart(app: str, stack: str, layout: str) -> None:
-    key = cache_key(app, stack, layout)
+    key = CacheUse(app, stack, layout).key
     assert "/" not in key and key not in (".", "..") and len(key) < 100 and key.isascii()
-    assert key != cache_key(app + "x", stack, layout)
-    assert key != cache_key(app, stack + "x", layout)
-    assert key != cache_key(app, stack, layout + "x")
+    assert key != CacheUse(app + "x", stack, layout).key
+    assert key != CacheUse(app, stack + "x", layout).key
+    assert key != CacheUse(app, stack, layout + "x").key
+    assert key != CacheUse(app, stack, layout, "test").key
