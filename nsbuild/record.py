@@ -78,8 +78,9 @@ class Slug:
 class Record:
     """What a build did. No config var's value is ever in it.
 
-    `layout` is a name of `nsbuild.sandbox.Layout`, `path` is `namespace` or `direct` and `path_reason` why it
-    was. `result` is `succeeded`, or the error's sentence, and `exit_code` what `nsbuild build` exits with.
+    `source_version` is the commit that was built, empty where it was none. `layout` is a name of
+    `nsbuild.sandbox.Layout`, `path` is `namespace` or `direct` and `path_reason` why it was. `result` is
+    `succeeded`, or the error's sentence, and `exit_code` what `nsbuild build` exits with.
     `attached` tells how `compile` and `exec` got each directory into the view, and why; `limits` what bounded them
     and by which means, and `usage` (fields of `nsbuild.sandbox.limits.Usage`) what they used. `sweep` tells what
     was done about files left in HOME; `warnings` is for people. `first` is the build before, with --rebuild.
@@ -91,6 +92,7 @@ class Record:
     run_path: str
     stack: str
     schema: int = 1
+    source_version: str = ""
     path: str = "namespace"
     path_reason: str = "the default"
     nsbuild: str = nsbuild.__version__

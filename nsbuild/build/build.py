@@ -12,7 +12,8 @@ from nsbuild.build.events import Event, Monitor
 from nsbuild.build.options import BuildError, BuildOptions
 from nsbuild.build.release import publish, release, sweep
 from nsbuild.build.session import Session, session
-from nsbuild.build.staging import check_given, open_source
+from nsbuild.build.source import open_source
+from nsbuild.build.staging import check_given
 from nsbuild.errors import ExitCode, UsageError
 from nsbuild.record import Record
 
@@ -35,17 +36,17 @@ def build(
     options = options or BuildOptions()
     if options.shell_on_failure and not (os.isatty(0) and os.isatty(1)):
         raise UsageError("--shell-on-failure needs a terminal on stdin and stdout.", "Leave it out.")
-    directory = open_source(source)
+    opened = open_source(source, dirty=options.dirty)
     given = check_given(buildpacks, options)
-    output = slugs.check_output(options.output or f"{directory.name or 'slug'}.tgz", directory)
+    output = slugs.check_output(options.output or f"{opened.name or 'slug'}.tgz", opened.path)
     first = None
     if options.rebuild:
-        with session(directory, given, options, monitor) as at:
+        with session(opened, given, options, monitor) as at:
             _build(at, output)
             at.keep_cache()
         first = at.log.record
         monitor(Event("note", text=f"built in {first.seconds:.1f} s; now again, from the cache of that build"))
-    with session(directory, given, options, monitor) as at:
+    with session(opened, given, options, monitor) as at:
         at.log.record.first = first
         release_output = _build(at, output)
         if first is not None and not at.log.record.cache_hit:
@@ -67,7 +68,7 @@ def _build(at: Session, output: slugs.Output) -> bytes | None:
         if at.options.shell_on_failure:
             _shell(at, error)
         raise
-    sweep(at.options, at.layout, at.work, at.source, at.log)
+    sweep(at.options, at.layout, at.work, at.log)
     return release_output
 
 

@@ -35,7 +35,11 @@ class Calls:
         self.needs = needs = api.network_needs(os.environ) if options.network == "host" else api.NetworkNeeds()
         passed = {name: os.environ[name] for name in options.pass_env if name in os.environ}
         self.env = api.build_environment(
-            layout, stack=options.stack, request_id=log.record.id, more={**needs.variables, **passed}
+            layout,
+            stack=options.stack,
+            source_version=log.record.source_version,
+            request_id=log.record.id,
+            more={**needs.variables, **passed},
         )
         self.view = build_view(options, layout, work, api.network_binds(needs, layout.build_dir))
 

@@ -9,7 +9,8 @@ from nsbuild.build.chain import detect_all
 from nsbuild.build.events import Monitor
 from nsbuild.build.options import BuildOptions
 from nsbuild.build.session import session
-from nsbuild.build.staging import check_given, open_source
+from nsbuild.build.source import open_source
+from nsbuild.build.staging import check_given
 from nsbuild.record import Record
 
 
@@ -25,7 +26,7 @@ def detect_app(
     Raises NsbuildError as `build` does: the code is 10 when one does not match.
     """
     options = options or BuildOptions()
-    directory = open_source(source)
-    with session(directory, check_given(buildpacks, options), options, monitor) as at:
+    opened = open_source(source, dirty=options.dirty)
+    with session(opened, check_given(buildpacks, options), options, monitor) as at:
         detect_all(at.calls, at.stage(with_cache=False))
     return at.log.record

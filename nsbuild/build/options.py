@@ -21,14 +21,16 @@ class BuildOptions:
 
     `timeout` is in seconds, for each call of a buildpack. Without it each has 15 minutes, except that a compile that
     takes longer, like a slug that is too large, gets a warning, of which `enforce_limits` makes an error.
-    `config_vars` are files in ENV_DIR; `pass_env` are names of the operator's environment to show to buildpacks;
-    `binds` are (host path, path in the view). `default_buildpacks` is a directory of buildpacks, for when neither
-    caller nor app names one; `registry` maps patterns of names (`heroku/*`) to references with `{name}` in them.
+    `dirty` builds a git work tree as it is instead of its HEAD. `config_vars` are files in ENV_DIR; `pass_env` are
+    names of the operator's environment to show to buildpacks; `binds` are (host path, path in the view).
+    `default_buildpacks` is a directory of buildpacks, for when neither caller nor app names one; `registry` maps
+    patterns of names (`heroku/*`) to references with `{name}` in them.
     `rebuild` builds twice, the second time from the cache of the first; `shell_on_failure` opens a shell on this
     process's terminal where a buildpack has failed.
     """
 
     output: str | None = None
+    dirty: bool = False
     cache_dir: str | None = None
     workspace_dir: str | None = None
     app: str | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from nsbuild import buildpack as api
 from nsbuild import slug as slugs
@@ -82,12 +81,12 @@ def _procfile(work: Workspace, log: Log) -> dict[str, str]:
     return types
 
 
-def sweep(options: BuildOptions, layout: Layout, work: Workspace, source: Path, log: Log) -> None:
+def sweep(options: BuildOptions, layout: Layout, work: Workspace, log: Log) -> None:
     """Credentials that a build left in HOME never reach the slug."""
     if layout.home != layout.build_dir:
         return
     for found in sweep_home(
-        work.directory("app"), str(source), keep_credentials=options.keep_credentials, owner=work.owner
+        work.directory("app"), work.directory("source"), keep_credentials=options.keep_credentials, owner=work.owner
     ):
         log.record.sweep.append({"path": found.path, "action": found.action, "bytes": found.bytes})
         if found.action == "kept":

@@ -15,6 +15,7 @@ from nsbuild.build.calls import Calls
 from nsbuild.build.events import Monitor
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildOptions, layout_of
+from nsbuild.build.source import Source
 from nsbuild.build.staging import Staged, stage_buildpacks, stage_cache, stage_source
 from nsbuild.errors import ExitCode, Interrupted, NsbuildError, Refused
 from nsbuild.interrupts import signals_held
@@ -29,7 +30,7 @@ from nsbuild.workspace import Workspace, user_cache, workspace
 class Session:
     """A build in its workspace; `given` are the references that the caller named."""
 
-    source: Path
+    source: Source
     given: Sequence[str]
     options: BuildOptions
     layout: Layout
@@ -68,7 +69,7 @@ class Session:
 
 @contextlib.contextmanager
 def session(
-    source: Path,
+    source: Source,
     given: Sequence[str],
     options: BuildOptions,
     monitor: Monitor,
@@ -81,14 +82,15 @@ def session(
     build_id = secrets.token_hex(4)
     layout = layout_of(options, build_id)
     surprising = api.check_config_vars(options.config_vars)
-    user = build_user(str(source), options.user)
+    user = build_user(str(source.path), options.user)
     cache_root = Path(options.cache_dir or user_cache() / "apps").absolute()
-    cache = Cache(cache_root, CacheUse(options.app or str(source), options.stack, layout.name, purpose))
+    cache = Cache(cache_root, CacheUse(options.app or str(source.path), options.stack, layout.name, purpose))
     cache.check()
     parent = Path(options.workspace_dir).absolute() if options.workspace_dir else cache_root / ".workspaces"
     record = Record(
         id=build_id,
-        source=str(source),
+        source=str(source.path),
+        source_version=source.version,
         layout=layout.name,
         run_path=layout.home,
         stack=options.stack,

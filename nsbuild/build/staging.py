@@ -11,20 +11,11 @@ from nsbuild import buildpack as api
 from nsbuild.build.cache import Cache
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildError, BuildOptions
-from nsbuild.errors import ExitCode, Refused, UsageError
+from nsbuild.build.source import Source, stage
+from nsbuild.build.sweep import keep_home
+from nsbuild.errors import ExitCode, Refused
 from nsbuild.record import BuildpackRecord
-from nsbuild.tree import copy_tree
 from nsbuild.workspace import Workspace
-
-
-def open_source(source: str | Path) -> Path:
-    """The directory that is to be built. Raises UsageError."""
-    path = Path(source)
-    if not str(source) or not path.exists():
-        raise UsageError(f"The source {source or '(no name)'} does not exist.", "Give the directory of an app.")
-    if not path.is_dir():
-        raise UsageError(f"The source {source} is not a directory.", "Unpack it, and give the directory.")
-    return path.resolve()
 
 
 def check_given(references: Sequence[str | Path], options: BuildOptions) -> list[str]:
@@ -45,32 +36,36 @@ class Staged:
     detected: bool
 
 
-def stage_source(source: Path, work: Workspace, ours: Sequence[str], log: Log) -> None:
+def stage_source(source: Source, work: Workspace, ours: Sequence[str], log: Log) -> None:
     """Copy the source to be BUILD_DIR. `ours` are output, caches and workspaces: no part of the app where they lie
     within the source.
 
-    Raises BuildError for an empty source, Refused for what cannot be read.
+    Raises BuildError for an empty source, UsageError and Refused for what cannot be read.
     """
     app = work.directory("app")
     os.rmdir(app)
-    within = {os.path.relpath(os.path.realpath(path), source) for path in ours}
-
-    def skip(path: str, directory: bool) -> bool:
-        return path.rpartition("/")[2] == ".git" or path in within
-
+    within = {os.path.relpath(os.path.realpath(path), source.path) for path in ours}
     try:
-        staged = copy_tree(str(source), app, skip=skip, owner=work.owner)
+        staged = stage(source, app, work.owner, lambda path, directory: path in within)
     except PermissionError as error:
-        raise _unreadable(error, source) from error
+        raise _unreadable(error, source.path) from error
     os.chmod(app, os.stat(app).st_mode & 0o777 | 0o700)
+    for sentence in staged.notes:
+        log.note(sentence)
     for left in staged.left_out:
         log.warn(f"{left.path} was left out: it is {left.reason}.")
+    for sentence in staged.warnings:
+        log.warn(sentence)
+    if staged.ignored:
+        count = len(staged.ignored)
+        log.note(f".slugignore took {count} {'path' if count == 1 else 'paths'} out, {staged.ignored[0]} for one.")
     if staged.files + staged.symlinks == 0:
         raise BuildError(
-            f"The source {source} is empty: no buildpack can match.",
+            f"The source {source.path} is empty: no buildpack can match.",
             "Give the directory of an app.",
             ExitCode.NO_BUILDPACK,
         )
+    keep_home(app, work.make("source"), work.owner)
 
 
 def stage_cache(cache: Cache, work: Workspace, log: Log) -> None:

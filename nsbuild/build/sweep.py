@@ -25,8 +25,25 @@ class Swept:
     bytes: int = 0
 
 
+def keep_home(app: str, kept: str, owner: tuple[int, int] | None) -> None:
+    """Copy to the empty directory `kept` what `sweep_home` will want to know of the source, which `app` still is."""
+    app_fd = os.open(app, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    kept_fd = os.open(kept, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for name in CREDENTIALS:
+            if _exists(app_fd, name):
+                _restore(app_fd, kept_fd, name, owner)
+        for name in LITTER:
+            if _exists(app_fd, name):
+                os.mkdir(name, dir_fd=kept_fd)
+    finally:
+        os.close(app_fd)
+        os.close(kept_fd)
+
+
 def sweep_home(app: str, source: str, *, keep_credentials: bool, owner: tuple[int, int] | None) -> list[Swept]:
-    """Put credential files back to the source's state; report what else the build has left.
+    """Put credential files back to the source's state, which `keep_home` has kept in the directory `source`; report
+    what else the build has left.
 
     Three of three ssh-key buildpacks leave the private key in ~/.ssh.
     """

@@ -12,7 +12,8 @@ from nsbuild.build.chain import run_chain
 from nsbuild.build.events import Monitor
 from nsbuild.build.options import BuildError, BuildOptions
 from nsbuild.build.session import Session, session
-from nsbuild.build.staging import check_given, open_source
+from nsbuild.build.source import open_source
+from nsbuild.build.staging import check_given
 from nsbuild.errors import ExitCode, UsageError
 from nsbuild.record import Record
 from nsbuild.slug.boot import RUN_PATH, boot
@@ -36,8 +37,8 @@ def run_tests(
     code 1 when the tests have failed.
     """
     options = options or BuildOptions()
-    directory = open_source(source)
-    with session(directory, check_given(buildpacks, options), options, monitor, purpose="test") as at:
+    opened = open_source(source, dirty=options.dirty)
+    with session(opened, check_given(buildpacks, options), options, monitor, purpose="test") as at:
         staged = at.stage()
         scripts = _scripts(at)
         _add_config_vars(at, scripts.config_vars)

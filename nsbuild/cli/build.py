@@ -31,6 +31,9 @@ from nsbuild.tree import write_atomic
 )
 @click.option("--default-buildpacks", metavar="DIR", help="Buildpacks to detect with, where none is named.")
 @click.option("-o", "--output", help="A directory, or a file in .tgz. Default: ./NAME.tgz.")
+@click.option(
+    "--dirty", is_flag=True, help="Of a git work tree, build what is there (but what git ignores), not HEAD."
+)
 @click.option("--cache", "cache_dir", metavar="DIR", help="Where caches are kept, for every app.")
 @click.option("--app", help="What the cache is kept for. Default: the source's real path.")
 @click.option("--env", "pairs", type=KeyValue(), multiple=True, help="A config var, repeatable.")

@@ -43,7 +43,7 @@ def test_no_such_source(built: Site) -> None:
     before = state(built)
     pack = built.path / "pack"
     built.build("nowhere", pack).refused(2, "nowhere", "does not exist", "Give")
-    built.build(built.write("file"), pack).refused(2, "file", "is not a directory")
+    built.build(built.write("file"), pack).refused(2, "file", "neither a directory nor an archive")
     built.build("", pack).refused(2)
     lost_nothing(built, before)
 
