@@ -79,5 +79,5 @@ def printable(text: str) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes for people: `1.5 MB`."""
-    return f"{count / 1e6:.1f} MB"
+    """Bytes for people: `1.5 MB`, `1.5 kB`."""
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"

@@ -27,6 +27,8 @@ def test_the_largest_directories_and_the_slowest_steps() -> None:
         "warnings": ("1",),
     }
     assert found.result == "built /x.tgz (1.5 MB) in 13.0 s"
+    small = summarize(record(slug=Slug("/x", "directory", 99_999)))
+    assert small.result == "built /x (100.0 kB) in 0.0 s"
 
 
 def test_without_a_slug_there_is_only_how_it_ended() -> None:
