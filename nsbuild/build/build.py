@@ -10,6 +10,7 @@ from nsbuild import slug as slugs
 from nsbuild.build.chain import run_chain
 from nsbuild.build.events import Event, Monitor
 from nsbuild.build.options import BuildError, BuildOptions
+from nsbuild.build.private import secrets_within
 from nsbuild.build.release import publish, release, sweep
 from nsbuild.build.session import Session, session
 from nsbuild.build.source import open_source
@@ -69,6 +70,9 @@ def _build(at: Session, output: slugs.Output) -> bytes | None:
             _shell(at, error)
         raise
     sweep(at.options, at.layout, at.work, at.log)
+    for where, directory in (("slug", "app"), ("cache", "cache")):
+        for secret, path in secrets_within(at.work.directory(directory), at.options.secrets):
+            at.log.warn(f"{path} of the {where} holds the secret {secret}: a buildpack has put it there.")
     return release_output
 
 

@@ -11,6 +11,7 @@ from nsbuild.build.events import Event
 from nsbuild.build.limits import COMPILES, TESTS, slow, time_limit
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildError, BuildOptions
+from nsbuild.build.private import AGENT, agent_bind, secret_binds
 from nsbuild.build.steps import StepClock
 from nsbuild.errors import ExitCode, Interrupted, Refused, UsageError
 from nsbuild.interrupts import ENDING
@@ -39,7 +40,7 @@ class Calls:
             stack=options.stack,
             source_version=log.record.source_version,
             request_id=log.record.id,
-            more={**needs.variables, **passed},
+            more={**needs.variables, **passed, **({"SSH_AUTH_SOCK": AGENT} if options.ssh else {})},
         )
         self.view = build_view(options, layout, work, api.network_binds(needs, layout.build_dir))
 
@@ -135,6 +136,9 @@ def build_view(options: BuildOptions, layout: Layout, work: Workspace, binds: li
         if not os.path.exists(origin):
             raise UsageError(f"--bind {origin}: it does not exist.")
         binds.append(Bind(path, os.path.realpath(origin), directory=os.path.isdir(origin)))
+    binds += secret_binds(options.secrets, work.user)
+    if options.ssh:
+        binds.append(agent_bind(os.environ, work.user))
     host = read_host("/", [*places, *(bind.path for bind in binds)])
     try:
         return compose(

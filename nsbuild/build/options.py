@@ -25,6 +25,7 @@ class BuildOptions:
     names of the operator's environment to show to buildpacks; `binds` are (host path, path in the view).
     `default_buildpacks` is a directory of buildpacks, for when neither caller nor app names one; `registry` maps
     patterns of names (`heroku/*`) to references with `{name}` in them.
+    `ssh` forwards the agent that SSH_AUTH_SOCK names; `secrets` are (ID, file), seen at /run/secrets/ID.
     `rebuild` builds twice, the second time from the cache of the first; `shell_on_failure` opens a shell on this
     process's terminal where a buildpack has failed.
     """
@@ -46,6 +47,8 @@ class BuildOptions:
     shell_on_failure: bool = False
     pass_env: Sequence[str] = ()
     binds: Sequence[tuple[str, str]] = ()
+    ssh: bool = False
+    secrets: Sequence[tuple[str, str]] = ()
     keep_credentials: bool = False
     user: str | None = None
     default_buildpacks: str | None = None

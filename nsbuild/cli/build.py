@@ -31,9 +31,7 @@ from nsbuild.tree import write_atomic
 )
 @click.option("--default-buildpacks", metavar="DIR", help="Buildpacks to detect with, where none is named.")
 @click.option("-o", "--output", help="A directory, or a file in .tgz. Default: ./NAME.tgz.")
-@click.option(
-    "--dirty", is_flag=True, help="Of a git work tree, build what is there (but what git ignores), not HEAD."
-)
+@click.option("--dirty", is_flag=True, help="Of a git work tree, what is there (but what git ignores), not HEAD.")
 @click.option("--cache", "cache_dir", metavar="DIR", help="Where caches are kept, for every app.")
 @click.option("--app", help="What the cache is kept for. Default: the source's real path.")
 @click.option("--env", "pairs", type=KeyValue(), multiple=True, help="A config var, repeatable.")
@@ -53,6 +51,15 @@ from nsbuild.tree import write_atomic
 @click.option("--enforce-limits", is_flag=True, help="Fail where a platform would: compile 15m, slug 500M.")
 @click.option("--pass-env", "pass_env", multiple=True, metavar="NAME", help="Show a variable of yours to buildpacks.")
 @click.option("--bind", "binds", type=BindSpec(), multiple=True, help="Show a file or directory, read-only.")
+@click.option("--ssh", is_flag=True, help="Let buildpacks use your ssh agent (SSH_AUTH_SOCK).")
+@click.option(
+    "--secret",
+    "secrets",
+    type=KeyValue(),
+    multiple=True,
+    metavar="ID=FILE",
+    help="Show a file at /run/secrets/ID, read-only, in the build only.",
+)
 @click.option("--keep-credentials", is_flag=True, help="Leave .ssh, .netrc ... in the slug as the build left them.")
 @click.option("--workspace-dir", metavar="DIR", help="Where the build's private directory is made.")
 @click.option("--user", help="As root: the user of the build, a name or UID:GID.")
