@@ -11,8 +11,12 @@ class ExitCode(IntEnum):
     OK = 0
     TESTS_FAILED = 1
     """`test`: the app was built, and its tests failed."""
+    NEEDS_CARE = 1
+    """`lint`: something in it is known to have broken other buildpacks."""
     USAGE = 2
     """Bad arguments, or no such source or buildpack."""
+    UNFIT = 3
+    """`lint`: it cannot work (root, a system directory). Not 2, which is usage for every command."""
     NO_BUILDPACK = 10
     COMPILE_FAILED = 11
     RELEASE_FAILED = 12
