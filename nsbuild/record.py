@@ -21,7 +21,8 @@ class Step:
 
 @dataclass
 class Phase:
-    """One call of a buildpack. Times in seconds, memory in KiB; `signal` is what killed it, if anything did.
+    """One call of a buildpack. Times in seconds, `began` since 1970, memory in KiB; `signal` is what killed it, if
+    anything did.
 
     `exit_code` is None when the phase was killed or could not be started. `steps` are a compile's.
     """
@@ -29,6 +30,7 @@ class Phase:
     name: str
     buildpack: str
     seconds: float = 0.0
+    began: float = 0.0
     exit_code: int | None = None
     signal: int | None = None
     user_seconds: float = 0.0
@@ -110,6 +112,7 @@ class Record:
     slug: Slug | None = None
     sweep: list[dict[str, Any]] = field(default_factory=list)
     audit: list[dict[str, Any]] = field(default_factory=list)
+    audit_problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     result: str = ""
     exit_code: int | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from nsbuild.audit import kinds
@@ -17,7 +17,7 @@ class Auditor:
     """Collects a report. Entries may come in any order; `finish` once.
 
     `run_path` is where the slug runs, for the interpreters of its scripts; `on_stack(path)` tells whether the stack
-    has one, None when nobody knows. `writers` are the buildpacks that wrote each file last.
+    has one, None when nobody knows.
     """
 
     def __init__(
@@ -27,16 +27,19 @@ class Auditor:
         *,
         run_path: str = "/app",
         on_stack: Callable[[str], bool | None] = lambda path: None,
-        writers: Mapping[str, str] | None = None,
     ) -> None:
         self.matcher = matcher
         self.report = Report(path)
         self._run_path = run_path
         self._on_stack = on_stack
-        self._writers = writers or {}
         self._entries: set[str] = set()
         self._links: dict[str, str] = {}
-        self._interpreters: list[tuple[str, str]] = []
+        self._interpreters: list[tuple[str, str, str]] = []
+        self._last = ("", "")
+
+    def writer(self, path: str, name: str) -> None:
+        """Who wrote an entry last, to be told before the entry itself; empty when nobody knows."""
+        self._last = (path, name)
 
     def directory(self, path: str) -> None:
         """A directory is only a name."""
@@ -70,23 +73,26 @@ class Auditor:
         self._add(findings)
         self.report.problems += problems
         if file.interpreter:
-            self._interpreters.append((path, file.interpreter))
+            self._interpreters.append((path, file.interpreter, self._last[1]))
 
     def problem(self, path: str, reason: str) -> None:
         """Something that could not be read."""
         self.report.problems.append(Problem(path, reason))
 
     def _add(self, findings: Iterable[Finding]) -> None:
-        self.report.findings += [replace(one, writer=self._writers.get(one.file, "")) for one in findings]
+        path, name = self._last
+        self.report.findings += [replace(one, writer=name) if one.file == path else one for one in findings]
 
     def finish(self) -> Report:
         """The report, sorted."""
         known = {(one.file, one.kind) for one in self.report.findings}
-        for path, interpreter in self._interpreters:
+        for path, interpreter, writer in self._interpreters:
             kind = self._interpreter_kind(interpreter)
             if kind and (path, "shebang") not in known:
                 about = kinds.KINDS[kind]
-                self._add([Finding(path, kind, about.severity, interpreter, about.effect, offset=2)])
+                self.report.findings.append(
+                    Finding(path, kind, about.severity, interpreter, about.effect, offset=2, writer=writer)
+                )
         self.report.sort()
         return self.report
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 
 from nsbuild.audit.auditor import Auditor
 from nsbuild.tree.beneath import open_root
@@ -14,10 +15,12 @@ from nsbuild.tree.walk import Event, walk
 _BLOCK = 1 << 20
 
 
-def audit_directory(auditor: Auditor, directory: str) -> None:
+def audit_directory(
+    auditor: Auditor, directory: str, writer: Callable[[str, os.stat_result], str] | None = None
+) -> None:
     """Feed everything below `directory`. What cannot be read, has vanished or changed becomes a problem.
 
-    Raises OSError when the directory itself cannot be read.
+    `writer` tells who wrote an entry last. Raises OSError when the directory itself cannot be read.
     """
     seen: set[Identity] = set()
     with Descent(directory, open_root(directory, None)) as descent:
@@ -28,6 +31,8 @@ def audit_directory(auditor: Auditor, directory: str) -> None:
                 auditor.directory(descent.shown())
                 continue
             path = descent.shown(name)
+            if writer is not None:
+                auditor.writer(path, writer(path, info))
             try:
                 _audit_entry(auditor, descent, name, path, info, seen)
             except FileNotFoundError:

@@ -44,7 +44,7 @@ class Log:
         """The phase has ended: its times, what a launch in it has used, and the steps in what it has printed."""
         now = time.monotonic()
         seconds = round(now - began, 3)
-        phase = Phase(name, text, seconds)
+        phase = Phase(name, text, seconds, round(time.time() - (now - began), 3))
         if steps is not None:
             phase.steps = without_values(steps.steps(now), self.config_vars)
         if outcome is not None:

@@ -28,6 +28,11 @@ class BuildOptions:
     `ssh` forwards the agent that SSH_AUTH_SOCK names; `secrets` are (ID, file), seen at /run/secrets/ID.
     `rebuild` builds twice, the second time from the cache of the first; `shell_on_failure` opens a shell on this
     process's terminal where a buildpack has failed.
+    takes longer, like a slug that is too large, gets a warning, of which `enforce_limits` makes an error. `audit` is
+    what is done about paths of the build in the slug: `off`, `warn`, or `fail` when something would break.
+    `config_vars` are files in ENV_DIR; `pass_env` are names of the operator's environment to show to buildpacks;
+    `binds` are (host path, path in the view). `default_buildpacks` is a directory of buildpacks, for when neither
+    caller nor app names one; `registry` maps patterns of names (`heroku/*`) to references with `{name}` in them.
     """
 
     output: str | None = None
@@ -45,6 +50,7 @@ class BuildOptions:
     enforce_limits: bool = False
     rebuild: bool = False
     shell_on_failure: bool = False
+    audit: str = "warn"
     pass_env: Sequence[str] = ()
     binds: Sequence[tuple[str, str]] = ()
     ssh: bool = False

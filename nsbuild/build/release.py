@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from nsbuild import buildpack as api
 from nsbuild import slug as slugs
+from nsbuild.build.audited import SlugAudit, judge
 from nsbuild.build.cache import Cache
 from nsbuild.build.calls import OUTPUT_LIMIT, Calls, ending, shown
 from nsbuild.build.limits import megabytes, too_large
@@ -102,9 +103,11 @@ def publish(
     work: Workspace,
     cache: Cache,
     log: Log,
-    enforce_limits: bool,
+    options: BuildOptions,
 ) -> None:
-    """Slug and cache: both made beside, then both put in place. Raises BuildError for a slug that is too large."""
+    """Slug and cache: both made beside, then both put in place. Raises BuildError for a slug that is too large, or
+    remembers what it may not.
+    """
     began = log.begin("slug")
     app = work.directory("app")
     slugs.mark(app, layout.home, layout.name, release_output, work.owner)
@@ -118,13 +121,20 @@ def publish(
         log.record.process_types,
         api.parse_release(release_output or b"").config_vars,
     )
-    prepared = slugs.prepare(app, output, work.owner, image=image)
+    remembered = SlugAudit(layout, work, log.record) if options.audit != "off" else None
+    if remembered is not None and not archive:
+        remembered.directory(app)
+    prepared = slugs.prepare(
+        app, output, work.owner, image=image, watcher=remembered.watch if remembered and archive else None
+    )
     for path in prepared.slug.left_out[:_NAMED]:
         log.warn(f"{path} was left out of the slug: it is a socket, a FIFO or a device.")
     try:
         if archive:
             log.line(f"       Done: {megabytes(prepared.slug.bytes)}")
-            _check_size(prepared.slug.bytes, enforce_limits, log)
+            _check_size(prepared.slug.bytes, options.enforce_limits, log)
+        if remembered is not None:
+            judge(remembered.finish(), options.audit == "fail", log)
         with contextlib.ExitStack() as stack, cache.replacing(work.directory("cache")) as replace_cache:
             stack.enter_context(signals_held())  # until both are done: what comes then must undo neither
             replace_cache()

@@ -49,6 +49,13 @@ from nsbuild.tree import write_atomic
     help="For each call of a buildpack. Default: 15m, but compile is only warned.",
 )
 @click.option("--enforce-limits", is_flag=True, help="Fail where a platform would: compile 15m, slug 500M.")
+@click.option(
+    "--audit",
+    type=click.Choice(["off", "warn", "fail"]),
+    default="warn",
+    show_default=True,
+    help="What to do about paths of the build in the slug; fail: exit 14 when something would break.",
+)
 @click.option("--pass-env", "pass_env", multiple=True, metavar="NAME", help="Show a variable of yours to buildpacks.")
 @click.option("--bind", "binds", type=BindSpec(), multiple=True, help="Show a file or directory, read-only.")
 @click.option("--ssh", is_flag=True, help="Let buildpacks use your ssh agent (SSH_AUTH_SOCK).")

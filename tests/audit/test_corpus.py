@@ -299,8 +299,8 @@ def test_who_wrote_it(build: Path) -> None:
     from nsbuild.audit import Auditor, Matcher, audit_directory, needles_for
 
     text(build / "by/somebody", str(build))
-    auditor = Auditor("x", Matcher(needles_for([str(build)])), writers={"by/somebody": "heroku/python"})
-    audit_directory(auditor, str(build))
+    auditor = Auditor("x", Matcher(needles_for([str(build)])))
+    audit_directory(auditor, str(build), lambda path, info: "heroku/python" if path.startswith("by/") else "")
     written: list[Finding] = [one for one in auditor.finish().findings if one.file == "by/somebody"]
     assert [one.writer for one in written] == ["heroku/python"]
 

@@ -1,0 +1,116 @@
+"""The audit of what a build leaves, in the very pass that archives it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from nsbuild.audit import Auditor, Matcher, Report, Severity, audit_directory, needles_for
+from nsbuild.audit.file import FileAudit
+from nsbuild.build.log import Log
+from nsbuild.build.options import BuildError
+from nsbuild.errors import ExitCode
+from nsbuild.record import Phase, Record
+from nsbuild.sandbox import Layout
+from nsbuild.workspace import Workspace
+
+_CLOCK = 0.02
+"""Seconds by which a file's change time may lie before the clock: the kernel keeps a coarse one for files."""
+_PIECE = 1 << 20
+
+
+def places(layout: Layout, workspace: str) -> list[str]:
+    """What nothing in a slug may remember: the workspace on the host, what only the build saw, our caller's own
+    directories.
+    """
+    seen = [workspace, layout.cache_dir, layout.env_dir, "/tmp/buildpacks"]
+    if layout.build_dir != layout.home:
+        seen.append(layout.build_dir)
+    ours = [os.path.expanduser("~"), os.environ.get("TMPDIR", "")]
+    # /root and /tmp are words of any text.
+    return seen + [path for path in ours if path.startswith("/") and path.rstrip("/").count("/") > 1]
+
+
+class Writers:
+    """Which buildpack wrote a file last: the one during whose call its inode changed, which no build can forge."""
+
+    def __init__(self, phases: Sequence[Phase]) -> None:
+        calls = [one for one in phases if one.buildpack]
+        self._calls = [(one.began - _CLOCK, one.began + one.seconds, one.buildpack) for one in calls]
+
+    def of(self, changed: float) -> str:
+        """The buildpack of a file whose ctime is `changed`, in seconds; empty for what the app brought."""
+        found = ""
+        for began, ended, buildpack in self._calls:
+            if began <= changed <= ended:
+                found = buildpack
+        return found
+
+
+class SlugAudit:
+    """What `slug.prepare` tells its watcher goes to an auditor."""
+
+    def __init__(self, layout: Layout, work: Workspace, record: Record) -> None:
+        self._auditor = Auditor(
+            "slug",
+            Matcher(needles_for(places(layout, work.path))),
+            run_path=layout.home,
+            on_stack=lambda path: os.path.lexists(path) if path.startswith("/") else None,
+        )
+        self._writers = Writers(record.phases)
+        self._open: tuple[str, FileAudit] | None = None
+
+    def watch(self, path: str, info: os.stat_result, piece: bytes) -> None:
+        """A `nsbuild.slug.Watcher`."""
+        if self._open is not None:
+            if self._open[0] == path:
+                self._feed(self._open[1], piece)
+                return
+            self._close()
+        self._auditor.writer(path, self._writers.of(info.st_ctime))
+        executable = bool(info.st_mode & 0o111)
+        if stat.S_ISLNK(info.st_mode):
+            self._auditor.symlink(path, os.fsdecode(piece))
+        elif not stat.S_ISREG(info.st_mode) or not piece:
+            self._auditor.directory(path)
+        elif len(piece) == info.st_size:
+            self._auditor.whole(path, piece, executable=executable)
+        else:
+            file = self._auditor.file(path, executable=executable)
+            self._feed(file, piece)
+            self._open = (path, file)
+
+    def directory(self, path: str) -> None:
+        """For a slug that is not archived."""
+        audit_directory(self._auditor, path, lambda name, info: self._writers.of(info.st_ctime))
+
+    def _feed(self, file: FileAudit, piece: bytes) -> None:
+        file.feed(piece)
+        self._auditor.report.bytes += len(piece)
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._auditor.done(*self._open)
+            self._open = None
+
+    def finish(self) -> Report:
+        self._close()
+        return self._auditor.finish()
+
+
+def judge(report: Report, fail: bool, log: Log) -> None:
+    """One line of what was found, and all of it in the record. Raises BuildError for what breaks, if asked to."""
+    log.record.audit = [asdict(finding) for finding in report.findings]
+    log.record.audit_problems = [f"{problem.file} {problem.reason}" for problem in report.problems]
+    breaking = report.counts()[Severity.BREAKS]
+    log.note(f"audit: {report.line()}.")
+    if breaking and fail:
+        first = next(one for one in report.findings if one.severity is Severity.BREAKS)
+        raise BuildError(
+            f"{breaking} paths of the build would break the app at run time, first {first.where} ({first.kind}):"
+            f" it holds {first.place}.",
+            "The record (--report) has all of them.",
+            ExitCode.AUDIT,
+        )

@@ -1,0 +1,88 @@
+"""Every build is audited for its own places."""
+
+from __future__ import annotations
+
+import pytest
+from support.sites import Site
+
+pytest_plugins = ["support.site_fixtures"]
+
+WORKSPACE = "$(sed -n 's/^[0-9 :]* \\(\\/[^ ]*\\)\\/root \\/ .*/\\1/p' /proc/self/mountinfo | head -n 1)"
+FORMATS = pytest.mark.parametrize("output", ["slug", "slug.tgz", "slug.tar.zst", "slug.squashfs", "oci:image"])
+
+
+def found(record: dict[str, object]) -> set[tuple[str, str, str]]:
+    findings = record["audit"]
+    assert isinstance(findings, list)
+    return {(one["file"], one["kind"], one["place"]) for one in findings}
+
+
+@FORMATS
+def test_in_any_format(site: Site, output: str) -> None:
+    pack = site.buildpack(
+        """
+        printf '#!/tmp/cache/python\\n' >"$1/tool"; chmod +x "$1/tool"
+        ln -s "$2/lib" "$1/lib"
+        { head -c 3000000 /dev/zero; echo /tmp/env; } >"$1/large.bin"
+        echo /tmp/cached >"$1/other.txt"
+        """
+    )
+    scheme, _, name = output.rpartition(":")
+    place = site.path / name
+    done = site.build(site.app(), pack, output=f"{scheme}:{place}" if scheme else place).ok()
+    assert found(done.record) == {
+        ("tool", "shebang", "/tmp/cache"),
+        ("lib", "symlink", "/tmp/cache"),
+        ("large.bin", "binary", "/tmp/env"),
+    }
+    assert "audit: 2 breaks, 1 cosmetic in 3 of" in done.err
+
+
+def test_who_wrote_it(site: Site) -> None:
+    first = site.buildpack('echo /tmp/cache >"$1/a.txt"; echo /tmp/cache >"$1/b.txt"; sleep 0.1', "first")
+    second = site.buildpack('echo again >>"$1/b.txt"; sleep 0.1', "second")
+    source = site.app()
+    site.write("app/own.txt", "/tmp/cache")
+    record = site.build(source, first, second).ok().record
+    assert {one["file"]: one["writer"] for one in record["audit"]} == {
+        "a.txt": str(first),
+        "b.txt": str(second),
+        "own.txt": "",
+    }
+
+
+def test_fail_puts_nothing_in_place(site: Site) -> None:
+    good = site.buildpack("true", "good")
+    bad = site.buildpack('echo /tmp/cache >"$1/x.pth"', "bad")
+    site.build(site.app(), good).ok()
+    done = site.build(site.app(), bad, "--audit", "fail")
+    assert done.code == 14
+    assert "1 paths of the build would break the app at run time, first x.pth (pth)" in done.err
+    assert not (site.out / "x.pth").exists()
+    assert found(done.record) == {("x.pth", "pth", "/tmp/cache")}
+
+
+def test_fail_is_for_what_breaks(site: Site) -> None:
+    pack = site.buildpack('echo /tmp/cache >"$1/x.txt"')
+    site.build(site.app(), pack, "--audit", "fail").ok()
+
+
+def test_off(site: Site) -> None:
+    pack = site.buildpack('echo /tmp/cache >"$1/x.pth"')
+    done = site.build(site.app(), pack, "--audit", "off").ok()
+    assert done.record["audit"] == [] and "audit:" not in done.err
+
+
+def test_the_classic_layout_does_what_classic_always_does(site: Site) -> None:
+    pack = site.buildpack('echo "$1/src" >"$1/x.pth"')
+    record = site.build(site.app(), pack, "--layout", "classic").ok().record
+    ((file, kind, place),) = found(record)
+    assert (file, kind) == ("x.pth", "pth") and place.startswith("/tmp/build_")
+    assert site.build(site.app(), pack).ok().record["audit"] == []
+
+
+def test_the_workspace_on_the_host(site: Site) -> None:
+    """A build can read it in /proc/self/mountinfo."""
+    pack = site.buildpack(f'echo "{WORKSPACE}/app" >"$1/x.pth"')
+    record = site.build(site.app(), pack).ok().record
+    assert {(file, kind) for file, kind, _ in found(record)} == {("x.pth", "pth")}
