@@ -183,8 +183,15 @@ def test_point_12_a_procfile_is_the_roots_and_names_its_line_when_malformed(site
     site.build("app", site.path / "pack").refused(12, "Procfile line 3")
 
 
+def test_point_13_slugignore_applies_before_compile(site: Site) -> None:
+    """Shell globs; a leading / anchors, others match at any depth. More of it: tests/unit/test_slugignore.py."""
+    names = ("Procfile", "notes.md", "docs/notes.md", "spec/x", "lib/spec/x", "kept.txt")
+    app = site.app(**dict.fromkeys(names, "x: y\n"), **{".slugignore": "# comment\n*.md\n/spec\n"})
+    listed = site.build(app, site.buildpack('cd "$1"; find . -type f | sort')).ok().text.split()
+    assert set(listed) - {"./.slugignore"} == {"./Procfile", "./kept.txt", "./lib/spec/x"}
+
+
 def test_point_13_git_is_never_staged(site: Site) -> None:
-    """.slugignore: tests/build/test_source*.py and tests/unit/test_slugignore.py."""
     app = site.app(**{"Procfile": "web: x\n", ".git/HEAD": "x", ".gitignore": "Procfile\n"})
     assert site.build(app, site.buildpack('ls -A "$1"')).ok().text.split() == [".gitignore", "Procfile"]
 
@@ -235,8 +242,24 @@ def test_point_18_hooks_of_the_app_run_with_the_directories_exported(site: Site)
     assert (site.out / "made").exists()
 
 
-def test_point_19_a_source_may_be_a_directory_and_is_never_changed(site: Site) -> None:
-    """Git work trees and archives: the tests of nsbuild's sources."""
+def test_point_19_a_source_may_be_a_git_work_tree_at_head_or_an_archive(site: Site) -> None:
+    app = site.app(Procfile="web: committed\n")
+    git = ["git", "-C", str(app), "-c", "user.name=x", "-c", "user.email=x@x", "-c", "safe.directory=*"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    for path in (app / ".git", *(app / ".git").rglob("*")):
+        site.own(path)
+    site.write("app/Procfile", "web: changed\n")
+    site.write("app/untracked", "x")
+    subprocess.run(["tar", "-C", app, "-czf", site.path / "app.tgz", "Procfile"], check=True)
+    site.own(site.path / "app.tgz")
+    pack = site.buildpack('cd "$1"; cat Procfile; ls untracked 2>/dev/null || true')
+    assert site.build(app, pack).ok().text == "web: committed\n"
+    assert site.build(app, pack, "--dirty").ok().text == "web: changed\nuntracked\n"
+    assert site.build(site.path / "app.tgz", pack).ok().text == "web: changed\n"
+
+
+def test_point_19_a_directory_is_built_as_it_is_and_never_changed(site: Site) -> None:
     app = site.app(data="x")
     before = snapshot(app)
     site.build(app, site.buildpack('echo y >> "$1/data"; rm -rf "$1"/.[!.]*')).ok()

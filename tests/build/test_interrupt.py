@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -71,6 +72,44 @@ def test_ctrl_c(built: Site, phase: str) -> None:
     after = state(built)
     changed = [name for name, facts in before.items() if after.get(name) != facts and not name.endswith("app:.")]
     assert not changed
+
+
+@pytest.mark.parametrize("script", ["test-compile", "test-setup", "test"])
+def test_ctrl_c_in_tests(built: Site, script: str) -> None:
+    before = state(built)
+    scripts = {"test": "true", script: HANG}
+    built.write("testing/app.json", json.dumps({"scripts": {} if script == "test-compile" else scripts}))
+    pack = built.buildpack(name="tests", **({"test-compile": HANG} if script == "test-compile" else {}), test="true")
+    process = built.start("test", "testing", "-b", pack)
+    built.appears("tmp/here")
+    os.killpg(process.pid, signal.SIGINT)
+    finish(process).refused(130, "nterrupted", script)
+    after = state(built)  # with a cache for tests, once all have compiled
+    assert {name: after.get(name) for name in before} == before
+
+
+def test_ctrl_c_in_detect_alone(built: Site) -> None:
+    before = state(built)
+    process = built.start("detect", "app", "-b", built.buildpack(name="slow", detect=HANG))
+    built.appears("tmp/here")
+    os.killpg(process.pid, signal.SIGINT)
+    result = finish(process).refused(130, "bin/detect")
+    assert result.out == b""
+    assert state(built) == before
+
+
+def test_ctrl_c_in_the_second_build_of_two(built: Site) -> None:
+    """The slug is the last one, the cache the first build's."""
+    before = snapshot(built.out)
+    pack = built.buildpack(f'if [ -e "$2/once" ]; then {HANG}; fi; touch "$2/once"', "again")
+    process = built.start(*built.words("app", pack), "--rebuild", "--report", "record.json")
+    built.appears("tmp/here")
+    os.killpg(process.pid, signal.SIGINT)
+    finish(process).refused(130, "bin/compile")
+    assert snapshot(built.out) == before
+    assert sorted(path.name for path in built.caches()[0].iterdir()) == ["kept", "once"]
+    record = json.loads((built.path / "record.json").read_text())
+    assert (record["exit_code"], record["first"]["exit_code"]) == (130, 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
