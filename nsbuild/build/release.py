@@ -114,7 +114,7 @@ def publish(
     archive = output.format != "directory"
     if archive:
         log.line("-----> Compressing...")
-    elif enforce_limits:
+    elif options.enforce_limits:
         log.warn("The slug is a directory: how large it is when compressed was not looked at.")
     image = slugs.Image(
         layout.home,

@@ -78,6 +78,12 @@ def test_a_large_slug_is_warned_about(site: Site) -> None:
     assert record.warnings == ["Compiled slug size: 2.9M is too large (max is 1M)."]
 
 
+def test_of_a_directory_it_is_said_that_its_size_was_not_looked_at(site: Site) -> None:
+    record, _ = built(site, site.buildpack(), site.out, enforce_limits=True)
+    assert record.exit_code == 0
+    assert ["directory" in text for text in record.warnings] == [True]
+
+
 @pytest.mark.usefixtures("low")
 def test_an_enforced_limit_replaces_nothing(site: Site) -> None:
     output = site.path / "slug.tgz"
