@@ -151,7 +151,10 @@ class Git:
 
     def _failed(self, command: str, said: str) -> NsbuildError:
         shown = self.reference.shown
-        lines = [line.strip() for line in said.replace(self.url, without_secrets(self.url)).splitlines()]
+        lines = [
+            line.strip()
+            for line in said.replace(self.url, without_secrets(self.url)).replace(":\n", ": ").splitlines()
+        ]
         told = [line for line in lines if line.startswith(("fatal:", "error:", "ssh:"))] or lines
         reason = without_secrets("; ".join(told[:2]) or f"git {command} failed")[:400].rstrip(".")
         if _UNREACHABLE.search(said):

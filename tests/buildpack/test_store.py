@@ -385,6 +385,7 @@ def test_no_such_repository(store: Store, tmp_path: Path) -> None:
         url = f"{server.url}/nowhere.git"
         refused(store, url, ExitCode.USAGE, url)
     refused(store, url, ExitCode.REFUSED, url)
+    refused(store, "git://127.0.0.1:1/nowhere", ExitCode.REFUSED, "unable to connect", "refused")
 
 
 # -- several at once, and the end of one
