@@ -83,6 +83,7 @@ class Record:
     `source_version` is the commit that was built, empty where it was none. `layout` is a name of
     `nsbuild.sandbox.Layout`, `path` is `namespace` or `direct` and `path_reason` why it was. `result` is
     `succeeded`, or the error's sentence, and `exit_code` what `nsbuild build` exits with.
+    `stack_root` is the digest of `nsbuild.stack.StackRoot`, empty for the host's own system directories.
     `attached` tells how `compile` and `exec` got each directory into the view, and why; `limits` what bounded them
     and by which means, and `usage` (fields of `nsbuild.sandbox.limits.Usage`) what they used. `sweep` tells what
     was done about files left in HOME; `warnings` is for people. `first` is the build before, with --rebuild.
@@ -95,6 +96,7 @@ class Record:
     stack: str
     schema: int = 1
     source_version: str = ""
+    stack_root: str = ""
     path: str = "namespace"
     path_reason: str = "the default"
     nsbuild: str = nsbuild.__version__

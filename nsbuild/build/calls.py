@@ -25,7 +25,15 @@ OUTPUT_LIMIT = 1 << 20
 class Calls:
     """Launches one script after the other: the same view and environment for each."""
 
-    def __init__(self, options: BuildOptions, layout: Layout, work: Workspace, launcher: Launcher, log: Log) -> None:
+    def __init__(
+        self,
+        options: BuildOptions,
+        layout: Layout,
+        work: Workspace,
+        launcher: Launcher,
+        log: Log,
+        root: str = "/",
+    ) -> None:
         self.options = options
         self.layout = layout
         self.work = work
@@ -42,7 +50,7 @@ class Calls:
             request_id=log.record.id,
             more={**needs.variables, **passed, **({"SSH_AUTH_SOCK": AGENT} if options.ssh else {})},
         )
-        self.view = build_view(options, layout, work, api.network_binds(needs, layout.build_dir))
+        self.view = build_view(options, layout, work, api.network_binds(needs, layout.build_dir, root), root)
 
     def run(self, name: str, what: str, call: api.Invocation, env: Mapping[str, str] | None = None) -> Outcome:
         """Run one script; its output, both streams in true order, goes to the monitor, steps to the record.
@@ -126,8 +134,8 @@ class Calls:
         return outcome
 
 
-def build_view(options: BuildOptions, layout: Layout, work: Workspace, binds: list[Bind]) -> View:
-    """What every script of the build sees: the host's system directories, `binds` and --bind, the workspace.
+def build_view(options: BuildOptions, layout: Layout, work: Workspace, binds: list[Bind], root: str = "/") -> View:
+    """What every script of the build sees: the system directories of `root`, `binds` and --bind, the workspace.
 
     Raises UsageError, Refused.
     """
@@ -139,7 +147,7 @@ def build_view(options: BuildOptions, layout: Layout, work: Workspace, binds: li
     binds += secret_binds(options.secrets, work.user)
     if options.ssh:
         binds.append(agent_bind(os.environ, work.user))
-    host = read_host("/", [*places, *(bind.path for bind in binds)])
+    host = read_host(root, [*places, *(bind.path for bind in binds)])
     try:
         return compose(
             host,

@@ -27,12 +27,8 @@ class BuildOptions:
     patterns of names (`heroku/*`) to references with `{name}` in them.
     `ssh` forwards the agent that SSH_AUTH_SOCK names; `secrets` are (ID, file), seen at /run/secrets/ID.
     `rebuild` builds twice, the second time from the cache of the first; `shell_on_failure` opens a shell on this
-    process's terminal where a buildpack has failed.
-    takes longer, like a slug that is too large, gets a warning, of which `enforce_limits` makes an error. `audit` is
-    what is done about paths of the build in the slug: `off`, `warn`, or `fail` when something would break.
-    `config_vars` are files in ENV_DIR; `pass_env` are names of the operator's environment to show to buildpacks;
-    `binds` are (host path, path in the view). `default_buildpacks` is a directory of buildpacks, for when neither
-    caller nor app names one; `registry` maps patterns of names (`heroku/*`) to references with `{name}` in them.
+    process's terminal where a buildpack has failed. `audit` is what is done about paths of the build in the slug:
+    `off`, `warn`, or `fail` when something would break. `stack_root` is what `nsbuild.stack.open_stack_root` takes.
     """
 
     output: str | None = None
@@ -42,6 +38,7 @@ class BuildOptions:
     app: str | None = None
     config_vars: Mapping[str, str] = field(default_factory=dict)
     stack: str = DEFAULT_STACK
+    stack_root: str | None = None
     layout: str = "app"
     run_path: str = "/app"
     network: str = "host"

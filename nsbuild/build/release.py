@@ -110,7 +110,7 @@ def publish(
     """
     began = log.begin("slug")
     app = work.directory("app")
-    slugs.mark(app, layout.home, layout.name, release_output, work.owner)
+    slugs.mark(app, layout.home, layout.name, release_output, work.owner, log.record.stack, log.record.stack_root)
     archive = output.format != "directory"
     if archive:
         log.line("-----> Compressing...")

@@ -22,6 +22,7 @@ from nsbuild.interrupts import signals_held
 from nsbuild.record import Record
 from nsbuild.refusals import Refusals
 from nsbuild.sandbox import Launcher, Layout
+from nsbuild.stack import HOST, StackRoot, open_stack_root
 from nsbuild.user import build_user
 from nsbuild.workspace import Workspace, user_cache, workspace
 
@@ -105,7 +106,7 @@ def session(
             workspace(parent, user) as work,
             Launcher.for_caller() as launcher,
         ):
-            calls = Calls(options, layout, work, launcher, log)
+            calls = Calls(options, layout, work, launcher, log, _open_stack_root(options, log).path)
             for name in surprising:
                 log.warn(
                     f"The config var {name} is one that buildpacks refuse to export; it is in ENV_DIR all the same."
@@ -119,6 +120,16 @@ def session(
         raise _with_record(Interrupted("Interrupted."), record) from None
     finally:
         record.seconds = round(time.monotonic() - began, 3)
+
+
+def _open_stack_root(options: BuildOptions, log: Log) -> StackRoot:
+    if options.stack_root is None:
+        return HOST
+    began = log.begin("stack", options.stack_root)
+    found = open_stack_root(options.stack_root)
+    log.record.stack_root = found.digest
+    log.end("stack", began, options.stack_root)
+    return found
 
 
 def _with_record(error: NsbuildError, record: Record) -> NsbuildError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from nsbuild.sandbox.value import Value
-from nsbuild.sandbox.view import SYSTEM_DIRECTORIES, Bind
+from nsbuild.sandbox.view import SYSTEM_DIRECTORIES, Bind, leads_to
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,15 +44,20 @@ def network_needs(environ: Mapping[str, str]) -> NetworkNeeds:
     return NetworkNeeds(variables, tuple(dict.fromkeys(files)))
 
 
-def network_binds(needs: NetworkNeeds, apps: str) -> list[Bind]:
+def network_binds(needs: NetworkNeeds, apps: str, root: str = "/") -> list[Bind]:
     """What makes the files of `needs` visible where their variables say, but for those that a view shows anyway.
 
-    Nothing is mounted below `apps`, the app's directory in the view.
+    With a stack root (`root`) none is: they are the operator's, wherever they lie. Nothing is mounted below `apps`,
+    the app's directory in the view.
     """
     binds = []
     for file in needs.files:
         path, source = os.path.normpath(file), os.path.realpath(file)
-        if not (_shown(path) and _shown(source)) and path != apps and not path.startswith(f"{apps}/"):
+        if root != "/":
+            path = leads_to(root, path) or path
+        elif _shown(path) and _shown(source):
+            continue
+        if path != apps and not path.startswith(f"{apps}/"):
             binds.append(Bind(path, source, directory=os.path.isdir(source)))
     return binds
 

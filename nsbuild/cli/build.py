@@ -38,6 +38,11 @@ from nsbuild.tree import write_atomic
 @click.option("--env-dir", type=click.Path(exists=True, file_okay=False), help="Config vars, one file each.")
 @click.option("--env-file", type=click.Path(exists=True, dir_okay=False), help="Config vars, NAME=VALUE a line.")
 @click.option("--stack", cls=AppOption, default=DEFAULT_STACK, show_default=True, help="The value of STACK.")
+@click.option(
+    "--stack-root",
+    metavar="REF",
+    help="A root file system in place of the host's: a directory, OCI layout or archive.",
+)
 @click.option("--layout", cls=AppOption, type=click.Choice(["app", "classic"]), default="app", show_default=True)
 @click.option("--run-path", cls=AppOption, default="/app", show_default=True, help="Where the app will run.")
 @click.option("--network", type=click.Choice(["host", "none"]), default="host", show_default=True)
@@ -100,6 +105,8 @@ def run_build(
     env_dir: str | None,
     env_file: str | None,
     no_userns: bool,
+    stack: str,
+    stack_root: str | None,
     report: str | None,
     as_json: bool = False,
     **options: Any,
@@ -119,6 +126,8 @@ def run_build(
                 config_vars=config_vars(pairs, env_dir, env_file, settings.table("env")),
                 user_namespaces=not no_userns,
                 registry=settings.table("registry"),
+                stack_root=stack_root or settings.table("stacks").get(stack),
+                stack=stack,
                 **options,
             ),
             monitor=shown,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nsbuild.runtime.opened import RunOptions, Slug, view
@@ -28,7 +28,7 @@ class Dyno:
         home = self.slug.info.run_path
         app = self.work.directory("app")
         if self.options.read_only:
-            yield view(self.work, self.options, home, {}, [Bind(home, self.slug.directory)])
+            yield self._view({}, [Bind(home, self.slug.directory)])
             return
         if self.slug.own is not self.work:
             if self._all_owned():
@@ -36,13 +36,17 @@ class Dyno:
             # No overlay here (Linux before 5.11), or one that could not copy a file of somebody else's up.
             os.rmdir(app)
             copy_tree(self.slug.directory, app, owner=self.work.owner)
-        yield view(self.work, self.options, home, {home: app})
+        yield self._view({home: app})
 
     def _overlay(self, home: str) -> View:
         scratch = self.work.make("overlay")
         for name in ("upper", "work"):
             self.work.make(f"overlay/{name}")
-        return view(self.work, self.options, home, {}, overlays=[Overlay(home, self.slug.directory, scratch)])
+        return self._view({}, overlays=[Overlay(home, self.slug.directory, scratch)])
+
+    def _view(self, places: Mapping[str, str], binds: Sequence[Bind] = (), overlays: Sequence[Overlay] = ()) -> View:
+        home, root = self.slug.info.run_path, self.slug.stack_root.path
+        return view(self.work, self.options, home, places, binds, overlays, root)
 
     def _all_owned(self) -> bool:
         user = self.work.user

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from nsbuild.errors import Refused
 from nsbuild.runtime.slug import SlugInfo, read_slug
 from nsbuild.sandbox import Bind, Overlay, User, View, ViewError, compose, read_host
 from nsbuild.slug import format_of, unpack
+from nsbuild.stack import HOST, StackRoot, open_stack_root, stored_stack_root
 from nsbuild.user import build_user
 from nsbuild.workspace import Workspace, user_cache, workspace
 
@@ -21,7 +22,9 @@ from nsbuild.workspace import Workspace, user_cache, workspace
 class RunOptions:
     """`port` is what `web` gets as PORT; `read_only` shows the slug read-only, else changes are thrown away.
 
-    With `tty` the process gets a terminal of its own, relayed to this process's.
+    `stack_root` is what `nsbuild.stack.open_stack_root` takes; when None, the one that the slug was built on, where
+    that is an image which has been unpacked here, else the host's. `warn` gets sentences for a person. With `tty` the
+    process gets a terminal of its own, relayed to this process's.
     """
 
     port: int = 5000
@@ -30,6 +33,8 @@ class RunOptions:
     workspace_dir: str | None = None
     user: str | None = None
     tty: bool = False
+    stack_root: str | None = None
+    warn: Callable[[str], None] = lambda sentence: None
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Slug:
     info: SlugInfo
     user: User
     own: Workspace | None = None
+    stack_root: StackRoot = HOST
 
 
 @contextlib.contextmanager
@@ -47,12 +53,32 @@ def opened(path: Path, options: RunOptions) -> Iterator[Slug]:
     """The slug at `path`. Raises UsageError when it is none."""
     user = build_user(str(path), options.user)
     if format_of(path) == "directory":
-        yield Slug(str(path), read_slug(str(path), str(path)), user)
+        info = read_slug(str(path), str(path))
+        yield Slug(str(path), info, user, None, stack_root_of(info, options))
         return
     with new_workspace(user, options) as work:
         unpack(path, work)
         directory = work.directory("app")
-        yield Slug(directory, read_slug(directory, str(path)), user, work)
+        info = read_slug(directory, str(path))
+        yield Slug(directory, info, user, work, stack_root_of(info, options))
+
+
+def stack_root_of(info: SlugInfo, options: RunOptions) -> StackRoot:
+    """What the slug is to run on; warns where that is not what it was built on. Raises NsbuildError, OSError."""
+    if options.stack_root is not None:
+        found = open_stack_root(options.stack_root)
+    else:
+        found = stored_stack_root(info.stack_root) or HOST
+    if found.digest != info.stack_root:
+        options.warn(
+            f"The slug was built on {_words(info.stack_root, info.stack)}, and runs on {_words(found.digest)}"
+            f"{'; --stack-root names another' if options.stack_root is None else ''}."
+        )
+    return found
+
+
+def _words(digest: str, stack: str = "") -> str:
+    return f"the stack root {digest}{f' ({stack})' if stack else ''}" if digest else "the host's system directories"
 
 
 def new_workspace(user: User, options: RunOptions) -> contextlib.AbstractContextManager[Workspace]:
@@ -73,13 +99,14 @@ def view(
     places: Mapping[str, str],
     binds: Sequence[Bind] = (),
     overlays: Sequence[Overlay] = (),
+    root: str = "/",
 ) -> View:
-    """What a process of a slug sees: `places` and a `/tmp` of its own. Raises Refused."""
+    """What a process of a slug sees: system directories of `root`, `places`, a `/tmp` of its own. Raises Refused."""
     placed = {"/tmp": work.directory("tmp"), **places}
-    binds = [*api.network_binds(network_needs(options), home), *binds]
+    binds = [*api.network_binds(network_needs(options), home, root), *binds]
     try:
         return compose(
-            read_host("/", [*placed, home, *(bind.path for bind in binds)]),
+            read_host(root, [*placed, home, *(bind.path for bind in binds)]),
             workspace=work.path,
             user=work.user,
             home=home,

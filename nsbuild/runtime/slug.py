@@ -16,12 +16,17 @@ _LIMIT = 1 << 20
 
 @dataclass(frozen=True)
 class SlugInfo:
-    """`run_path` is where it was built to run; `config_vars` are bin/release's defaults."""
+    """`run_path` is where it was built to run; `config_vars` are bin/release's defaults.
+
+    `stack_root` is the digest of the `nsbuild.stack.StackRoot` that it was built on, empty for the host's own.
+    """
 
     run_path: str = "/app"
     process_types: dict[str, str] = field(default_factory=dict)
     config_vars: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    stack: str = ""
+    stack_root: str = ""
 
 
 def read_slug(directory: str, name: str) -> SlugInfo:
@@ -37,6 +42,8 @@ def read_slug(directory: str, name: str) -> SlugInfo:
             {**release.default_process_types, **types},
             release.config_vars,
             warnings,
+            str(marker.get("stack", "")),
+            str(marker.get("stack_root", "")),
         )
     except (ValueError, OSError, AttributeError) as error:
         raise UsageError(f"The slug {name} cannot be read: {error}", "Build it again.") from error

@@ -21,7 +21,22 @@ if TYPE_CHECKING:
     from nsbuild.sandbox.init import Command
     from nsbuild.sandbox.view import View
 
-_CODE = "import sys; sys.path[:] = sys.argv[2:]; from nsbuild.sandbox import server; server.main(int(sys.argv[1]))"
+_CODE = """import sys
+from importlib import import_module
+name, count = sys.argv[1], int(sys.argv[2])
+words, sys.path[:] = sys.argv[3:3 + count], sys.argv[3 + count:]
+import_module(name).main(*words)"""
+
+
+def fresh_interpreter(module: str, *words: str) -> tuple[list[str], dict[bytes, bytes]]:
+    """What starts `main(*words)` of a module of ours, and its environment: isolated, and finding what we find.
+
+    A spawned interpreter, never a fork of this one: no threads, no handlers, none of its memory.
+    """
+    paths = [os.path.abspath(path) for path in sys.path if path]
+    own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    argv = [sys.executable, "-I", "-S", "-c", _CODE, module, str(len(words)), *words, own, *paths]
+    return argv, _loader_environment()
 
 
 class Remote:
@@ -30,13 +45,10 @@ class Remote:
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         fd = theirs.fileno()
-        paths = [os.path.abspath(path) for path in sys.path if path]
-        own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        # A spawned interpreter, never a fork of this one: no threads, no handlers, none of its memory.
-        argv = [sys.executable, "-I", "-S", "-c", _CODE, str(fd), own, *paths]
+        argv, environment = fresh_interpreter("nsbuild.sandbox.server", str(fd))
         os.set_inheritable(fd, True)
         try:
-            self._pid = os.posix_spawn(sys.executable, argv, _loader_environment(), setsid=True)
+            self._pid = os.posix_spawn(argv[0], argv, environment, setsid=True)
         finally:
             theirs.close()
 

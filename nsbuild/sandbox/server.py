@@ -20,12 +20,12 @@ from nsbuild.sandbox.skeleton import Skeleton
 from nsbuild.sandbox.value import pack, unpack
 
 
-def main(fd: int) -> None:
+def main(fd: str) -> None:
     """Serve until the caller closes its end, then kill what is left and give everything back."""
     for number in init.FORWARDED:
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
-    with socket.socket(fileno=fd) as control:
+    with socket.socket(fileno=int(fd)) as control:
         control.set_inheritable(False)
         _Server(control).serve()
 

@@ -19,8 +19,11 @@ SYSTEM_DIRECTORIES = frozenset({"usr", "bin", "sbin", "etc", "opt", "var", "srv"
 """What is shown of the host, with every `lib*`. Never every top-level entry: hosts keep secrets there."""
 
 
-_ALWAYS = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/var/tmp")
+_GENERATED = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf")
+_ALWAYS = (*_GENERATED, "/var/tmp")
 """What every view mounts something over."""
+_NETWORK = ("/etc/resolv.conf", "/etc/hosts")
+"""What a stack root has empty, or not at all: it is the host's."""
 
 
 class ViewError(ValueError):
@@ -49,7 +52,7 @@ def app_layout(run_path: str = "/app") -> Layout:
     top, *below = run_path.split("/")[1:] or [""]
     if top in ("tmp", "proc", "dev", "sys"):
         raise ViewError(f"The run path {run_path!r} lies in a directory that every launch makes afresh.")
-    if not below and (_is_system(top) or top in ("home", "root", "run")):
+    if not below and (is_system(top) or top in ("home", "root", "run")):
         raise ViewError(f"The run path {run_path!r} would hide a directory that the build needs.")
     name = "app" if run_path == "/app" else f"app:{run_path}"
     return Layout(name, run_path, "/tmp/cache", "/tmp/env", run_path)
@@ -201,13 +204,14 @@ class Host(Value):
     """What `read_host` saw: listings by directory, the resolver's file, the accounts.
 
     `root` is where the system directories come from: `/` or a stack root. `resolver` is (path in the view, file
-    on the host) when /etc/resolv.conf leads to a place that would be hidden. `known` are single paths that were
-    looked up.
+    on the host) when /etc/resolv.conf leads to a place that would be hidden, or is a stack root's, and `hosts` when
+    /etc/hosts is a stack root's. `known` are single paths that were looked up.
     """
 
     root: str
     listings: Mapping[str, tuple[Entry, ...]]
     resolver: tuple[str, str] | None = None
+    hosts: tuple[str, str] | None = None
     passwd: str = ""
     group: str = ""
     known: Mapping[str, Entry] = {}
@@ -227,7 +231,16 @@ def read_host(root: str = "/", mount_points: Iterable[str] = ()) -> Host:
     """
     wanted = {"/"}
     known = {}
-    for path in _ALWAYS:
+    if root == "/":
+        resolver, hosts = _hidden_resolver(), None
+        passwd, group = _read_text("/etc/passwd"), _read_text("/etc/group")
+    else:
+        from nsbuild.sandbox import stack_root
+
+        resolver, hosts = (stack_root.from_host(root, path) for path in _NETWORK)
+        passwd, group = (stack_root.read_text(root, path) for path in ("etc/passwd", "etc/group"))
+    network = [path for path, _ in filter(None, (resolver, hosts)) if is_system(path.split("/")[1])]
+    for path in (*_ALWAYS, *network):
         # Nearly every host has these, and /etc is long: looked up, not listed.
         try:
             mode = os.lstat(_join(root, path)).st_mode
@@ -235,6 +248,8 @@ def read_host(root: str = "/", mount_points: Iterable[str] = ()) -> Host:
             wanted.update(_ancestors(path))
             continue
         kind = "directory" if stat.S_ISDIR(mode) else "symlink" if stat.S_ISLNK(mode) else "file"
+        if kind == "symlink" and path in _GENERATED:
+            wanted.update(_ancestors(path))
         known[path] = Entry(path.rpartition("/")[2], kind, "", stat.S_IMODE(mode))
     for path in mount_points:
         wanted.update(_ancestors(path))
@@ -249,9 +264,10 @@ def read_host(root: str = "/", mount_points: Iterable[str] = ()) -> Host:
     return Host(
         root=root,
         listings=listings,
-        resolver=_hidden_resolver(),
-        passwd=_read_text(_join(root, "/etc/passwd")),
-        group=_read_text(_join(root, "/etc/group")),
+        resolver=resolver,
+        hosts=hosts,
+        passwd=passwd,
+        group=group,
         known=known,
     )
 
@@ -276,27 +292,37 @@ def _hidden_resolver() -> tuple[str, str] | None:
 
     systemd-resolved, NetworkManager and resolvconf all keep the file under /run and leave a link.
     """
-    path = "/etc/resolv.conf"
-    final = os.path.realpath(path)
-    if not os.path.isfile(final):
+    final = os.path.realpath("/etc/resolv.conf")
+    place = leads_to("/", "/etc/resolv.conf")
+    if place is None or is_system(place.split("/")[1]) or not os.path.isfile(final):
         return None
+    return place, final
+
+
+def leads_to(root: str, path: str) -> str | None:
+    """Where links below `root` lead from `path`: the first place without a link in it, or that a view does not show.
+
+    None when they go round in circles.
+    """
     for _ in range(40):
         done, rest = "", path.split("/")[1:]
         while rest:
             done = f"{done}/{rest.pop(0)}"
-            top = done.split("/")[1]
-            if not _is_system(top):
-                return "/".join((done, *rest)), final
-            if os.path.islink(done):
-                link = os.path.join(os.path.dirname(done), os.readlink(done))
-                path = os.path.normpath("/".join((link, *rest)))
-                break
+            if not is_system(done.split("/")[1]):
+                return "/".join((done, *rest))
+            try:
+                target = os.path.join(os.path.dirname(done), os.readlink(_join(root, done)))
+            except OSError:
+                continue
+            path = "/" + os.path.normpath("/".join((target, *rest))).lstrip("/")
+            break
         else:
-            return None
+            return path
     return None
 
 
-def _is_system(name: str) -> bool:
+def is_system(name: str) -> bool:
+    """Whether this top-level directory is shown."""
     return name in SYSTEM_DIRECTORIES or name.startswith("lib")
 
 
@@ -344,10 +370,12 @@ def compose(
         *overlays,
     ]
     mount_points = {operation.path for operation in mounts}
-    resolver = []
-    if host.resolver is not None and network == "host":
-        path, source = host.resolver
-        resolver = [Bind(path, source, directory=False)]
+    network_files = [
+        Bind(*found, directory=False)
+        for found in (host.resolver if network == "host" else None, host.hosts)
+        if found is not None and found[0] not in mount_points
+    ]
+    mount_points |= {bind.path for bind in network_files if is_system(bind.path.split("/")[1])}
 
     operations: list[Operation] = [*_system(host, "/", must_be_plain, mount_points)]
     operations += [Directory("/home"), Directory("/root", 0o700), Directory("/run")]
@@ -360,7 +388,7 @@ def compose(
                 operations.append(Directory(parent))
                 made.add(parent)
     operations += [Place(path, places[path]) for path in sorted(places, key=lambda p: p.count("/"))]
-    operations += [Proc("/proc"), Dev("/dev"), *resolver]
+    operations += [Proc("/proc"), Dev("/dev"), *network_files]
     operations += [op for op in mounts if not _is_symlink(host, op.path)]
     return View(workspace, user, tuple(operations), network, user_namespaces)
 
@@ -380,16 +408,16 @@ def _system(host: Host, directory: str, must_be_plain: set[str], mount_points: s
     prefix = directory.rstrip("/")
     for entry in host.listings.get(directory, ()):
         path = f"{prefix}/{entry.name}"
-        if directory == "/" and not _is_system(entry.name):
+        if directory == "/" and not is_system(entry.name):
             continue
-        if path in must_be_plain:
+        if path in must_be_plain or (path in mount_points and _must_be_file(entry, path)):
             continue
         split = any(place.startswith(f"{path}/") for place in must_be_plain) or any(
             point.startswith(f"{path}/") and not _exists(host, point) for point in mount_points
         )
         if entry.kind == "symlink":
             if split:
-                raise ViewError(f"{path} is a symlink to {entry.target} on this host: nothing can be put below it.")
+                raise ViewError(f"{path} is a symlink to {entry.target} {_where(host)}: nothing can be put below it.")
             yield Symlink(path, entry.target)
         elif not split:
             yield Bind(path, _join(host.root, path), directory=entry.kind == "directory")
@@ -397,7 +425,11 @@ def _system(host: Host, directory: str, must_be_plain: set[str], mount_points: s
             yield Directory(path, entry.mode | 0o700)
             yield from _system(host, path, must_be_plain, mount_points)
         else:
-            raise ViewError(f"{path} is a file on this host: nothing can be put below it.")
+            raise ViewError(f"{path} is a file {_where(host)}: nothing can be put below it.")
+
+
+def _where(host: Host) -> str:
+    return "on this host" if host.root == "/" else f"in {host.root}"
 
 
 def _exists(host: Host, path: str) -> bool:
@@ -408,7 +440,13 @@ def _exists(host: Host, path: str) -> bool:
             return ancestor.rpartition("/")[0] not in host.listings and ancestor.count("/") > 1
         if entry.kind == "symlink":
             return True
-    return host.entry(path) is not None
+    entry = host.entry(path)
+    return entry is not None and not _must_be_file(entry, path)
+
+
+def _must_be_file(entry: Entry, path: str) -> bool:
+    """A link is no mount point, and where it leads, nobody looks."""
+    return entry.kind == "symlink" and path in _GENERATED
 
 
 _NSSWITCH = b"""# Generated: accounts come from the files beside this one, so that $HOME is everybody's home.

@@ -12,9 +12,21 @@ RELEASE_FILE = ".release"
 """Where bin/release's output goes, as gliderlabs/herokuish include/buildpack.bash has it."""
 
 
-def mark(app: str, run_path: str, layout: str, release: bytes | None, owner: tuple[int, int] | None) -> None:
-    """Write into the slug what running it needs: where it runs, and what bin/release said."""
-    marker = json.dumps({"schema": 1, "run_path": run_path, "layout": layout}) + "\n"
+def mark(
+    app: str,
+    run_path: str,
+    layout: str,
+    release: bytes | None,
+    owner: tuple[int, int] | None,
+    stack: str,
+    stack_root: str,
+) -> None:
+    """Write into the slug what running it needs: where it runs, on what, and what bin/release said.
+
+    `stack_root` is the digest of `nsbuild.stack.StackRoot`.
+    """
+    built = {"schema": 1, "run_path": run_path, "layout": layout, "stack": stack}
+    marker = json.dumps(built | ({"stack_root": stack_root} if stack_root else {})) + "\n"
     directory = os.open(app, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for name, content in ((MARKER, marker.encode()), (RELEASE_FILE, release)):

@@ -14,6 +14,7 @@ RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
 
 # EPERM: seccomp filters older than the call (Docker before 20.10) refuse it like this instead of ENOSYS.
 UNAVAILABLE = (errno.ENOSYS, errno.EPERM)
