@@ -12,10 +12,10 @@ from nsbuild.sandbox import Outcome
 
 
 class Log:
-    """The record of one build, and its monitor. Values of `config_vars` are kept out of the record."""
+    """The record of one build, and its monitor. Values of `hidden` (by name) are kept out of the record."""
 
-    def __init__(self, record: Record, monitor: Monitor, config_vars: Mapping[str, str]) -> None:
-        self.config_vars = config_vars
+    def __init__(self, record: Record, monitor: Monitor, hidden: Mapping[str, str]) -> None:
+        self.hidden = dict(hidden)
         self.record = record
         self.monitor = monitor
 
@@ -46,7 +46,7 @@ class Log:
         seconds = round(now - began, 3)
         phase = Phase(name, text, seconds, round(time.time() - (now - began), 3))
         if steps is not None:
-            phase.steps = without_values(steps.steps(now), self.config_vars)
+            phase.steps = without_values(steps.steps(now), self.hidden)
         if outcome is not None:
             phase.exit_code = None if outcome.signal is not None else outcome.exit_code
             phase.signal = outcome.signal

@@ -93,3 +93,8 @@ def _held(descent: Descent, name: str, values: Mapping[str, bytes]) -> set[str]:
     finally:
         os.close(fd)
     return found
+
+
+def secret_values(secrets: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """What is in each secret's file, to keep it out of the record. Raises OSError."""
+    return {name: Path(file).open("rb").read(_LONGEST).decode("utf-8", "surrogateescape") for name, file in secrets}

@@ -15,6 +15,7 @@ from nsbuild.build.calls import Calls
 from nsbuild.build.events import Monitor
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildOptions, layout_of
+from nsbuild.build.private import secret_values
 from nsbuild.build.source import Source
 from nsbuild.build.staging import Staged, stage_buildpacks, stage_cache, stage_source
 from nsbuild.errors import ExitCode, Interrupted, NsbuildError, Refused
@@ -107,6 +108,7 @@ def session(
             Launcher.for_caller() as launcher,
         ):
             calls = Calls(options, layout, work, launcher, log, _open_stack_root(options, log).path)
+            log.hidden.update(secret_values(options.secrets))
             for name in surprising:
                 log.warn(
                     f"The config var {name} is one that buildpacks refuse to export; it is in ENV_DIR all the same."

@@ -11,7 +11,8 @@ from nsbuild.record import Step
 _END = re.compile(rb"[\r\n]")
 _COLOUR = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 _STEP = re.compile(rb"\A-----> ?(.*)\Z", re.DOTALL)
-_LONGEST = 400
+_LONGEST = 4096
+_SHOWN = 400
 _MOST = 1000
 _SHORTEST_SECRET = 4
 
@@ -76,14 +77,16 @@ def _text(line: bytes) -> str:
     return match[1].decode("utf-8", "replace").strip() if match else ""
 
 
-def without_values(steps: list[Step], config_vars: Mapping[str, str]) -> list[Step]:
-    """A buildpack may print a config var's value; the record has the var's name in its place.
+def without_values(steps: list[Step], hidden: Mapping[str, str]) -> list[Step]:
+    """A buildpack may print a config var's value, or a line of it; the record has the var's name in its place.
 
-    What is shorter than four characters is no secret, and would be found everywhere.
+    What is shorter than four characters is no secret, and would be found everywhere. Texts are cut only then: half a
+    value would not be found.
     """
-    values = sorted(config_vars.items(), key=lambda item: -len(item[1]))
+    lines = [(name, line.strip()) for name, value in hidden.items() for line in value.splitlines()]
     for step in steps:
-        for name, value in values:
-            if len(value) >= _SHORTEST_SECRET:
-                step.text = step.text.replace(value, f"[{name}]")
+        for name, line in sorted(lines, key=lambda found: -len(found[1])):
+            if len(line) >= _SHORTEST_SECRET:
+                step.text = step.text.replace(line, f"[{name}]")
+        step.text = step.text[:_SHOWN]
     return steps

@@ -94,3 +94,13 @@ def test_secrets_that_are_none(site: Site, given: str, word: str) -> None:
     site.build(site.app(), site.buildpack(), "--secret", given).refused(2, word)
     result = site.build(site.path / "app", site.path / "pack", "--secret", "a=token", "--secret", "a=token")
     result.refused(2, "twice")
+
+
+def test_a_step_that_prints_a_secret_or_a_config_var_is_in_the_record_without_it(site: Site) -> None:
+    secret = site.write("key", "first line of a key\nsecond line of a key\n", 0o600)
+    pack = site.buildpack('echo "-----> Login with $(cat "$3/TOKEN") and $(tail -1 /run/secrets/id)"')
+    result = site.build(site.app(), pack, "--env", "TOKEN=hunter2", "--secret", f"id={secret}").ok()
+    assert result.text == "-----> Login with hunter2 and second line of a key\n"
+    (phase,) = [phase for phase in result.record["phases"] if phase["name"] == "compile"]
+    assert [step["text"] for step in phase["steps"]] == ["Login with [TOKEN] and [id]"]
+    assert "hunter2" not in result.err
