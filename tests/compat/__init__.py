@@ -1,0 +1,1 @@
+"""Real buildpacks, built from clones through a table of cases: what `scripts/compat` runs."""
