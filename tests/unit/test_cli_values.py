@@ -77,9 +77,12 @@ def test_a_malformed_line_is_named_and_not_shown(tmp_path: Path) -> None:
 
 
 def test_the_exit_codes_are_those_that_scripts_depend_on() -> None:
-    assert {code.name: int(code) for code in ExitCode} == {
+    assert {name: int(code) for name, code in ExitCode.__members__.items()} == {
         "OK": 0,
+        "TESTS_FAILED": 1,
+        "NEEDS_CARE": 1,
         "USAGE": 2,
+        "UNFIT": 3,
         "NO_BUILDPACK": 10,
         "COMPILE_FAILED": 11,
         "RELEASE_FAILED": 12,
@@ -110,6 +113,7 @@ def test_a_record_is_json_of_schema_1() -> None:
     assert found["source"] == "/source\udcff"
     assert set(found) == {field.name for field in fields(Record)}
     assert found["phases"][0]["timings"] == {"start": 0.1}
-    assert found["slug"] == {"path": "/out", "format": "directory", "bytes": 12, "digest": ""}
+    slug = {"path": "/out", "format": "directory", "bytes": 12, "digest": "", "sizes": {}, "left_out": []}
+    assert found["slug"] == slug
     assert (found["path"], found["nsbuild"]) == ("namespace", "0.1.0")
     record.to_json().encode("ascii")
