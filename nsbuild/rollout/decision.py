@@ -38,6 +38,8 @@ class Decision:
 
     `rule` is the variant that the rules gave, empty but for the reason `rule`. `bucket` is the app's, 0 to 9999, None
     where no flags were read. `flags` is the digest of the flags file that counted, `sha256:...`, empty without one.
+    `share` is the chance, 0 to 1, that this decision gave the namespace to an app whose bucket is not known: the
+    percentage in force. The guard compares by it. None where the bucket had no say.
     `problem` is a sentence about the flags, empty when all is well. `attributes` are strings, `buildpacks` a tuple.
     """
 
@@ -48,6 +50,7 @@ class Decision:
     bucket: int | None = None
     flags: str = ""
     problem: str = ""
+    share: float | None = None
     attributes: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
 
@@ -65,6 +68,7 @@ class Decided:
     bucket: int | None = None
     flags: str = ""
     problem: str = ""
+    share: float | None = None
     host: str = ""
     stack: str = ""
     team: str = ""
@@ -83,6 +87,7 @@ class Decided:
             started=started,
             seconds=seconds,
             reason=self.reason,
+            share=self.share,
             flags=self.flags,
             host=self.host,
             stack=self.stack,
@@ -95,8 +100,8 @@ class Decided:
 class Outcome:
     """How one build went. A shadow decision has two: the shipped build's, and (`shadow`) the candidate's.
 
-    `decision` is the id of a Decided; `path`, `reason`, `flags`, `host`, `stack` and `buildpacks` are repeated from
-    it. `arm` is where the build really ran, `direct` or `namespace`: of a fallback and of a rescue it is `direct`.
+    `decision` is the id of a Decided; `path`, `reason`, `share`, `flags`, `host`, `stack` and `buildpacks` are
+    repeated from it. `arm` is where the build really ran, `direct` or `namespace`: of a fallback and of a rescue it is `direct`.
     `started` is in seconds since 1970, `seconds` by a clock that only goes forward.
 
     `result` of what was shipped: `succeeded`, `failed`, `fallback` (the namespace was refused before the first byte
@@ -129,6 +134,7 @@ class Outcome:
     slug_bytes: int | None = None
     diff: Mapping[str, int] | None = None
     boot: str = ""
+    share: float | None = None
     flags: str = ""
     host: str = ""
     stack: str = ""

@@ -91,6 +91,7 @@ class Ledger:
             bucket=decision.bucket,
             flags=decision.flags,
             problem=decision.problem,
+            share=decision.share,
             host=text("host"),
             stack=text("stack"),
             team=text("team"),

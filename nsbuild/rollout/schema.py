@@ -33,6 +33,11 @@ MIGRATIONS = (
     CREATE INDEX outcome_decision ON outcome (decision);
     CREATE INDEX outcome_app ON outcome (app)
     """,
+    # 3. What the guard compares by.
+    """
+    ALTER TABLE decision ADD COLUMN share REAL;
+    ALTER TABLE outcome ADD COLUMN share REAL
+    """,
 )
 
 TABLES: dict[str, type[Decided] | type[Outcome]] = {"decision": Decided, "outcome": Outcome}
