@@ -1,8 +1,8 @@
 """What the guard's statistic costs and gives: false halts under no difference, and builds until a regression stops.
 
-Started by `scripts/bench guard` in an installed copy. Every build is another app's; a coin with the chance of the share
-puts it into the namespace. Beside the guard, Fisher's exact test (one-sided) at the same level: at ten looks planned in
-advance, and at every failure as a person does who watches.
+Started by `scripts/bench guard` in an installed copy. Every build is another app's; a coin with the chance of the
+share puts it into the namespace. Beside the guard, Fisher's exact test (one-sided) at the same level: at ten looks
+planned in advance, and at every failure as a person does who watches.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ METHODS: dict[str, Callable[[Run, float], int | None]] = {
 
 
 def fleet(seed: int, builds: int) -> Iterator[Outcome]:
-    """A fleet to which the path makes no difference, with everything that the guard measures, through growing shares."""
+    """A fleet to which the path makes no difference, with all that the guard measures."""
     chance = random.Random(seed)
     buckets = [chance.random() for _ in range(builds // 4)]
     for number in range(builds):
@@ -149,11 +149,9 @@ def whole(runs: int, builds: int) -> None:
     verdicts = [judge(fleet(seed, builds)) for seed in range(runs)]
     halts = sum(verdict.state is State.FAILING for verdict in verdicts) / runs
     passing = sum(verdict.state is State.PASSING for verdict in verdicts) / runs
-    print(
-        f"the whole guard (every measure, the cap), no difference, {builds:,} builds of {builds // 4:,} apps through"
-    )
-    print(f"  {', '.join(f'{share:.0%}' for share in STAGES)}: {halts:.2%} stopped (bound {2 * ALPHA:.0%}),", end=" ")
-    print(f"{passing:.0%} passing at the end")
+    print(f"the whole guard (every measure, the cap), no difference, {builds:,} builds of {builds // 4:,} apps")
+    shares = ", ".join(f"{share:.0%}" for share in STAGES)
+    print(f"  through {shares}: {halts:.2%} stopped (bound {2 * ALPHA:.0%}), {passing:.0%} passing at the end")
 
 
 def main() -> int:

@@ -101,7 +101,8 @@ class Outcome:
     """How one build went. A shadow decision has two: the shipped build's, and (`shadow`) the candidate's.
 
     `decision` is the id of a Decided; `path`, `reason`, `share`, `flags`, `host`, `stack` and `buildpacks` are
-    repeated from it. `arm` is where the build really ran, `direct` or `namespace`: of a fallback and of a rescue it is `direct`.
+    repeated from it. `arm` is where the build really ran, `direct` or `namespace`: of a fallback and of a rescue it
+    is `direct`.
     `started` is in seconds since 1970, `seconds` by a clock that only goes forward.
 
     `result` of what was shipped: `succeeded`, `failed`, `fallback` (the namespace was refused before the first byte

@@ -76,7 +76,7 @@ def test_a_coin_that_may_look_at_those_before_it_gains_nothing() -> None:
 
 @pytest.mark.parametrize(("heads", "tails"), [(0, 0), (3, 0), (0, 4), (5, 2), (9, 8)])
 def test_an_even_coin_is_the_beta_binomial_mixture(heads: int, tails: int) -> None:
-    """Beta(1, 1) cut to u > 1/2: its integral in closed form, by the binomial's tail. Parts of 1/64 differ by little."""
+    """Beta(1, 1) cut to u > 1/2: its integral in closed form, by the binomial's tail. 32 parts differ by little."""
     n = heads + tails
     beta = math.factorial(heads) * math.factorial(tails) / math.factorial(n + 1)
     tail = sum(math.comb(n + 1, j) for j in range(heads + 1)) / 2 ** (n + 1)
