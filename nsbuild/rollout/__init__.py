@@ -9,10 +9,23 @@ from nsbuild.lazy import names_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from nsbuild.rollout.decide import attributes_of
     from nsbuild.rollout.decision import Decided, Decision, Outcome, Step
     from nsbuild.rollout.kill import kill_file, killed
-    from nsbuild.rollout.ledger import Ledger
+    from nsbuild.rollout.ledger import Ledger, state_directory
+    from nsbuild.rollout.source import choose
 
-__all__ = ["Decided", "Decision", "Ledger", "Outcome", "Step", "kill_file", "killed"]
+__all__ = [
+    "Decided",
+    "Decision",
+    "Ledger",
+    "Outcome",
+    "Step",
+    "attributes_of",
+    "choose",
+    "kill_file",
+    "killed",
+    "state_directory",
+]
 
-__getattr__ = names_of(__name__, __all__, ("kill", "decision", "ledger"))
+__getattr__ = names_of(__name__, __all__, ("kill", "decision", "ledger", "source", "decide"))

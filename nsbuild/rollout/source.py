@@ -1,0 +1,147 @@
+"""Deciding for a real build: the kill switch, the flags file and the last good one, then the pure decision."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+from nsbuild.errors import UsageError
+from nsbuild.rollout.decide import Attributes, Source, decide
+from nsbuild.rollout.decision import Decision
+from nsbuild.rollout.flags import LARGEST, SALT, parse_flags
+from nsbuild.rollout.kill import killed
+from nsbuild.tree import write_atomic
+
+
+def choose(
+    flags_file: str, app: str, attributes: Attributes, *, override: str = "", state: Path | None = None
+) -> Decision:
+    """The decision for one build; call it before anything is forked.
+
+    `state` is where the last good flags are kept, None for nowhere. `host` is added to the attributes. Raises
+    UsageError for an app, an attribute or an override that is none; flags that are missing, malformed or stale are
+    told in `problem`, and nothing else.
+    """
+    attributes = {"host": platform.node(), **attributes}
+    if kill := killed(flags_file):
+        return decide(app, attributes, Source(None), override=override, kill=kill)
+    with source_of(flags_file, state) as source:
+        return decide(app, attributes, source, override=override)
+
+
+@contextlib.contextmanager
+def source_of(flags_file: str, state: Path | None) -> Iterator[Source]:
+    """What can be asked: the provider that the configuration names, else the file, else the last good one."""
+    with contextlib.ExitStack() as stack:
+        try:
+            name = _configured()
+            if name:
+                from nsbuild.rollout.evaluate import named_provider
+
+                source = Source(stack.enter_context(named_provider(name)), SALT)
+            else:
+                source = read_source(flags_file, state, datetime.now(UTC))
+        except ImportError as error:
+            source = Source(None, problem=f"{error}: install nsbuild[rollout].")
+        except UsageError as error:
+            source = Source(None, problem=str(error))
+        yield source
+
+
+def read_source(flags_file: str, state: Path | None, now: datetime) -> Source:
+    """The flags in the file, else the last good ones, else none. Raises ImportError without the evaluator."""
+    from nsbuild.rollout.evaluate import evaluator
+
+    try:
+        data, when = read_flags_file(flags_file)
+        flags = parse_flags(data, flags_file, now)
+        source = Source(evaluator(flags), flags.salt, flags.digest)
+    except UsageError as error:
+        return _last_good(flags_file, state, now, str(error))
+    if state is not None:
+        try:
+            _remember(last_good_file(flags_file, state), data, when)
+        except OSError as error:
+            return replace(source, problem=f"The flags cannot be kept in {state}: {error.strerror}.")
+    return source
+
+
+def read_flags_file(path: str) -> tuple[bytes, int]:
+    """(content, time of its last change in nanoseconds). Raises UsageError for what is missing, huge or no file."""
+    for _ in range(3):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not be waited for
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"The flags file {path} cannot be read: {reason}.") from None
+        try:
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                raise UsageError(f"The flags file {path} is no regular file.")
+            if before.st_size > LARGEST:
+                raise UsageError(f"The flags file {path} is larger than {LARGEST >> 20} MB.")
+            with open(fd, "rb", closefd=False) as file:
+                data = file.read(LARGEST + 1)
+            after = os.fstat(fd)
+        except OSError as error:
+            raise UsageError(f"The flags file {path} cannot be read: {error.strerror}.") from None
+        finally:
+            os.close(fd)
+        # Replaced by rename, we have one of the two; written in place, perhaps a bit of both.
+        if (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, len(data)):
+            return data, after.st_mtime_ns
+    raise UsageError(f"The flags file {path} changes all the time.", "Replace it by rename.")
+
+
+def last_good_file(flags_file: str, state: Path) -> Path:
+    """Where the last good content of that flags file is kept."""
+    return state / f"flags-{sha256(os.fsencode(os.path.abspath(flags_file))).hexdigest()[:12]}.json"
+
+
+def _last_good(flags_file: str, state: Path | None, now: datetime, problem: str) -> Source:
+    from nsbuild.rollout.evaluate import evaluator
+
+    nothing = Source(None, problem=f"{problem} There are no good flags from before: direct.")
+    if state is None:
+        return nothing
+    try:
+        data, when = read_flags_file(str(last_good_file(flags_file, state)))
+        flags = parse_flags(data, flags_file, now)
+        ask = evaluator(flags)
+    except UsageError:
+        return nothing
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when / 1e9))
+    return Source(ask, flags.salt, flags.digest, f"{problem} The last good flags, of {since}, are used.")
+
+
+def _remember(path: Path, data: bytes, when: int) -> None:
+    """Keep the content; nothing is read or written when it is kept already."""
+    try:
+        kept = path.stat()
+        if (kept.st_size, kept.st_mtime_ns) == (len(data), when):
+            return
+    except FileNotFoundError:
+        pass
+    write_atomic(str(path), data, 0o600)
+    os.utime(path, ns=(when, when))
+
+
+def _configured() -> str:
+    """`[rollout] provider` of the user's nsbuild.toml; empty for none. Raises UsageError."""
+    from nsbuild.config import read_user_file
+
+    file = read_user_file()
+    table = file.values.get("rollout", {}) if file is not None else {}
+    name = table.get("provider", "") if isinstance(table, dict) else None
+    if not isinstance(name, str):
+        assert file is not None
+        raise UsageError(f"{file.path}: rollout.provider is not a text.", 'Write "MODULE:CALLABLE".')
+    return name
