@@ -54,17 +54,13 @@ class Command(Value):
 
 
 class Descriptors(Value):
-    """What the child was given: stdio of the command, the status pipe, the pipe by which the launcher says go.
-
-    `mounts` are detached mounts that a privileged launcher took, by `mount_key`; the skeleton's is `root`.
-    """
+    """What the child was given: stdio of the command, the status pipe, the pipe by which the launcher says go."""
 
     stdin: int
     stdout: int
     stderr: int
     status: int
     go: int
-    mounts: Mapping[str, int]
 
 
 def send(fd: int, *message: str | int) -> None:
@@ -74,9 +70,17 @@ def send(fd: int, *message: str | int) -> None:
 
 
 def run(
-    view: View, skeleton: str, command: Command, given: Descriptors, before_pivot: Callable[[], None] | None
+    view: View,
+    skeleton: str,
+    given_mounts: Mapping[str, int],
+    status: int,
+    before_pivot: Callable[[], None] | None,
+    orders: Callable[[], tuple[Command, Descriptors]],
 ) -> NoReturn:
-    """Become pid 1 of the view and never return."""
+    """Become pid 1 of the view and never return. `orders` gives the command once everything is ready for it.
+
+    `given_mounts` are detached mounts that a privileged launcher took, by `mount_key`; the skeleton's is `root`.
+    """
     step = mounts.Step()
     try:
         os.setsid()
@@ -84,10 +88,11 @@ def run(
         if before_pivot is not None:
             step.name = "network"
             before_pivot()
-        mounts.see(view, skeleton, given.mounts, step)
+        mounts.see(view, skeleton, given_mounts, step)
         step.name = "drop privileges"
         privileges.drop_all()
         privileges.die_with_parent()
+        command, given = orders()
         if not os.read(given.go, 1) or select.select([given.go], [], [], 0)[0]:
             os._exit(125)  # the launcher died before it could take us with it, or before others knew of us
         privileges.hide_command_line()
@@ -103,7 +108,7 @@ def run(
         number = error.errno if isinstance(error, OSError) else 0
         call = getattr(error, "call", type(error).__name__)
         path = getattr(error, "path", "") or getattr(error, "filename", None) or ""
-        send(given.status, "failed", step.name, call, str(path), number or 0, str(error)[:1000])
+        send(status, "failed", step.name, call, str(path), number or 0, str(error)[:1000])
     os._exit(125)
 
 
@@ -165,7 +170,7 @@ def _reap(command: int) -> int | None:
             status = ended
 
 
-def _close_all_but(keep: list[int]) -> None:
+def close_all_but(keep: list[int]) -> None:
     low = 3
     for fd in keep:
         kernel.close_range(low, fd - 1)
@@ -223,7 +228,7 @@ def _let_go(keep: list[int]) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    _close_all_but(sorted(set(keep)))
+    close_all_but(sorted(set(keep)))
 
 
 def _fork(command: Command, given: Descriptors) -> int:
@@ -258,7 +263,7 @@ def _exec(command: Command, given: Descriptors, result: int) -> NoReturn:
         if result != 3:
             os.dup2(result, 3, inheritable=False)
             result = 3
-        _close_all_but([3])
+        close_all_but([3])
         os.umask(0o022)
         step = "chdir"
         os.chdir(command.cwd)

@@ -43,6 +43,7 @@ class Remote:
     """One server process. `start` may be called from several threads."""
 
     def __init__(self) -> None:
+        self._last: tuple[View | None, bytes] = (None, b"")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         fd = theirs.fileno()
         argv, environment = fresh_interpreter("nsbuild.sandbox.server", str(fd))
@@ -58,7 +59,7 @@ class Remote:
         body = os.memfd_create("nsbuild-launch")
         try:
             with open(body, "wb", closefd=False) as file:
-                marshal.dump((pack(view), pack(command)), file)
+                marshal.dump((view.workspace, self._packed(view), pack(command)), file)
             socket.send_fds(self._socket, [b"launch"], [body, theirs.fileno(), *stdio])
         except OSError as error:
             ours.close()
@@ -67,6 +68,14 @@ class Remote:
             os.close(body)
             theirs.close()
         return RemoteRunning(ours)
+
+    def _packed(self, view: View) -> bytes:
+        """The view as it is sent. Most callers launch into one view, again and again."""
+        last, packed = self._last
+        if last is not view:
+            packed = marshal.dumps(pack(view))
+            self._last = (view, packed)
+        return packed
 
     def close(self) -> None:
         """End the server; it kills and gives back first."""

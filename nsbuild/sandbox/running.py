@@ -27,39 +27,25 @@ _NAMESPACES = (
 )
 
 
-class Running:
-    """A child of this process that is, or soon will be, pid 1 of a view."""
+class Child:
+    """A process that is, or soon will be, pid 1 of a view, and waits to be told to go.
+
+    `body(mounts, status, go)` is its life: mounts that were taken for it, the pipe for its messages, the one from
+    which it reads that it may go.
+    """
 
     def __init__(
-        self, view: View, skeleton: Skeleton, command: init.Command, stdio: tuple[int, int, int], began: float
+        self, view: View, skeleton: Skeleton, body: Callable[[Mapping[str, int], int, int], None], network: bool
     ) -> None:
-        self._skeleton = skeleton
-        self._buffer = b""
-        self.messages: list[tuple[Any, ...]] = []
-        self.timings = {"prepare": time.monotonic() - began}
-        self._cloned = time.monotonic()
-        self._started = 0.0
-        before_pivot = None
-        namespaces = _NAMESPACES
-        if view.network == "none":
-            from nsbuild.sandbox.network import bring_loopback_up
-
-            before_pivot = bring_loopback_up
-            namespaces |= kernel.CLONE_NEWNET
-        if command.rlimits:
-            import resource  # noqa: F401  the child needs it, where it can no longer be found
-        if command.tty:
-            from nsbuild.sandbox import terminal  # noqa: F401  likewise
-        status_r, status_w = os.pipe()
-        go_r, go_w = os.pipe()
-        _own_pipes(view, stdio)
+        self.status, status_w = os.pipe()
+        go_r, self.alive = os.pipe()  # it ends with this process
 
         def child(mounts: Mapping[str, int]) -> None:
-            os.close(status_r)
-            os.close(go_w)
-            given = init.Descriptors(*stdio, status_w, go_r, mounts)
-            init.run(view, skeleton.path, command, given, before_pivot)
+            os.close(self.status)
+            os.close(self.alive)
+            body(mounts, status_w, go_r)
 
+        namespaces = _NAMESPACES | (kernel.CLONE_NEWNET if network else 0)
         mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
         try:
             self.pid = _clone(view, skeleton, namespaces, child, status_w)
@@ -68,23 +54,51 @@ class Running:
             os.close(status_w)
             os.close(go_r)
             if not hasattr(self, "pid"):
-                os.close(status_r)
-                os.close(go_w)
-        self.fd = status_r
+                os.close(self.status)
+                os.close(self.alive)
         self.pidfd = os.pidfd_open(self.pid)
-        self._alive = go_w  # it ends with this process
+
+    def end(self) -> None:
+        """Kill it and whatever it has started, and wait."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        os.waitpid(self.pid, 0)
+        for fd in (self.status, self.pidfd, self.alive):
+            os.close(fd)
+
+
+def network_of(view: View) -> Callable[[], None] | None:
+    """What is to be done for the view's network before the pivot."""
+    if view.network != "none":
+        return None
+    from nsbuild.sandbox.network import bring_loopback_up
+
+    return bring_loopback_up
+
+
+class Running:
+    """A child of this process that has its command."""
+
+    def __init__(self, child: Child, skeleton: Skeleton, command: init.Command, began: float) -> None:
+        self._skeleton = skeleton
+        self.workspace = skeleton.workspace
+        self._buffer = b""
+        self.messages: list[tuple[Any, ...]] = []
+        self._cloned = time.monotonic()
+        self.timings = {"prepare": self._cloned - began}
+        self._started = 0.0
+        self.pid, self.fd, self.pidfd, self._alive = child.pid, child.status, child.pidfd, child.alive
         try:
             skeleton.on_step("cloned", str(self.pid))
             if command.cgroup:
                 self._enter(command.cgroup)
-            os.write(go_w, b"g")
+            os.write(self._alive, b"g")
         except BrokenPipeError:
             return  # it has failed already, and said why
         except BaseException:
-            self.kill(signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            for fd in (self.fd, self.pidfd, self._alive):
-                os.close(fd)
+            child.end()
             raise
 
     @classmethod
@@ -93,8 +107,20 @@ class Running:
         began = time.monotonic()
         skeleton.take()
         try:
-            skeleton.prepare(view)
-            return cls(view, skeleton, command, stdio, began)
+            skeleton.verify(view)
+            skeleton.place(view)
+            before_pivot = network_of(view)
+            if command.rlimits:
+                import resource  # noqa: F401  the child needs it, where it can no longer be found
+            if command.tty:
+                from nsbuild.sandbox import terminal  # noqa: F401  likewise
+            own_pipes(view, stdio)
+
+            def body(mounts: Mapping[str, int], status: int, go: int) -> None:
+                given = init.Descriptors(*stdio, status, go)
+                init.run(view, skeleton.path, mounts, status, before_pivot, lambda: (command, given))
+
+            return cls(Child(view, skeleton, body, before_pivot is not None), skeleton, command, began)
         except BaseException:
             skeleton.give_back()
             raise
@@ -256,7 +282,7 @@ def _become(child: Callable[[], None], status_w: int) -> None:
         os._exit(125)
 
 
-def _own_pipes(view: View, stdio: tuple[int, int, int]) -> None:
+def own_pipes(view: View, stdio: tuple[int, int, int]) -> None:
     """`echo >/dev/stdout` opens the pipe again, by its owner's rights."""
     if os.geteuid() != 0:
         return

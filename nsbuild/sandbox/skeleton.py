@@ -81,7 +81,7 @@ def expected(view: View) -> dict[str, tuple[int, int, str]]:
 
 
 class Skeleton:
-    """One workspace's root directory, for one launch at a time: `take`, `prepare`, `give_back`."""
+    """One workspace's root directory, for one launch at a time: `take`, `verify`, `place`, `give_back`."""
 
     def __init__(self, workspace: str) -> None:
         self.workspace = workspace
@@ -103,20 +103,24 @@ class Skeleton:
             raise _in_use(self.path)
         self._taken = True
 
-    def prepare(self, view: View) -> None:
-        """Make the skeleton, or reuse the one of the launch before when nothing in it has changed."""
-        places = [operation for operation in view.operations if isinstance(operation, Place)]
-        for operation in places:
-            # First: what is missing may lie in the skeleton still, when a launcher has been killed.
-            os.lstat(operation.source)
+    def verify(self, view: View) -> None:
+        """Make the skeleton, or reuse one in which nothing has changed. Raises OSError, LaunchError."""
+        for operation in view.operations:
+            if isinstance(operation, Place):
+                # First: what is missing may lie in the skeleton still, when a launcher has been killed.
+                os.lstat(operation.source)
         wanted = expected(view)
         if self._fd < 0:
             self._open_existing()
         if self._fd < 0 or self._listing(len(wanted)) != wanted:
             self.discard()
             self._make(view)
-        for operation in places:
-            self._place(operation)
+
+    def place(self, view: View) -> None:
+        """Rename into it what the view places. Raises OSError; `give_back` undoes what has been done until then."""
+        for operation in view.operations:
+            if isinstance(operation, Place):
+                self._place(operation)
 
     def _make(self, view: View) -> None:
         os.mkdir(self.path, 0o755)
