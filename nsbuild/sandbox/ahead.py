@@ -49,6 +49,9 @@ class MountTable:
         """Since the last call."""
         return any(events & (select.POLLERR | select.POLLPRI) for _, events in self._poll.poll(0))
 
+    def close(self) -> None:
+        os.close(self._fd)
+
 
 class Ahead:
     """One view, made in a process that waits for a command. Raises what a launch raises."""
@@ -80,6 +83,7 @@ class Ahead:
 
         try:
             self._child = Child(view, skeleton, body, before_pivot is not None)
+            self._child.hold_mounts()
         except BaseException:
             self._orders.close()
             raise

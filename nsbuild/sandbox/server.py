@@ -74,6 +74,7 @@ class _Server:
                 ahead.discard()
             for skeleton in self._skeletons.values():
                 skeleton.discard()
+            self._mounts.close()
 
     def _accept(self) -> bool:
         data, fds, _, _ = socket.recv_fds(self._control, 64, 5)
@@ -161,6 +162,7 @@ class _Server:
             _answer(answer, "after", pack(error.outcome), error.errno, str(error))
         except LaunchError as error:
             _answer(answer, "failed", error.step, error.call, error.path, error.errno, error.text)
+        running.let_go()
 
 
 def _answer(answer: socket.socket, *message: Any) -> None:
