@@ -39,13 +39,14 @@ Ask = Callable[[str, str, Mapping[str, Any]], Answer]
 class Source:
     """Flags that can be asked, from wherever they are. `problem` is a sentence when they are not what was wanted.
 
-    `ask` is None where there are no flags at all.
+    `ask` is None where there are no flags at all. `share` is the namespace's, 0 to 1, None where that is not known.
     """
 
     ask: Ask | None
     salt: str = ""
     digest: str = ""
     problem: str = ""
+    share: float | None = None
 
 
 def decide(app: str, attributes: Attributes, source: Source, *, override: str = "", kill: str = "") -> Decision:
@@ -62,7 +63,18 @@ def decide(app: str, attributes: Attributes, source: Source, *, override: str = 
 
     def settled(path: str, reason: str, rule: str = "", problem: str = "") -> Decision:
         told = " ".join(sentence for sentence in (source.problem, problem) if sentence)
-        return Decision(app, path, reason, rule, place, source.digest, told, dict(attributes), tuple(steps))
+        return Decision(
+            app=app,
+            path=path,
+            reason=reason,
+            rule=rule,
+            bucket=place,
+            flags=source.digest,
+            problem=told,
+            share=source.share if reason in ("percentage", "off") else None,
+            attributes=dict(attributes),
+            steps=tuple(steps),
+        )
 
     steps.append(Step("kill", DIRECT if kill else "", kill or "not thrown"))
     if kill:

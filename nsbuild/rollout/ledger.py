@@ -11,10 +11,10 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from nsbuild.errors import Refused
 from nsbuild.rollout import spool
@@ -134,6 +134,10 @@ class Ledger:
     def outcomes(self, after: int = 0) -> Iterator[Outcome]:
         """Every outcome whose row's number is above `after`, in order. Raises Refused."""
         return self._rows(Outcome, after)
+
+    def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """What a SELECT finds, the spool taken in before. Raises Refused."""
+        return self._reading(lambda connection: connection.execute(sql, tuple(parameters)).fetchall())
 
     def retain(self, days: float) -> int:
         """Remove what is older than that many days; how many rows. Raises Refused.

@@ -14,9 +14,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from nsbuild.errors import UsageError
+from nsbuild.rollout.bucket import BUCKETS
 from nsbuild.rollout.decide import Attributes, Source, decide
 from nsbuild.rollout.decision import Decision
-from nsbuild.rollout.flags import LARGEST, SALT, parse_flags
+from nsbuild.rollout.flags import LARGEST, PERCENTAGE, SALT, Flags, parse_flags
+from nsbuild.rollout.forms import shares_of
 from nsbuild.rollout.kill import killed
 from nsbuild.tree import write_atomic
 
@@ -58,12 +60,10 @@ def source_of(flags_file: str, state: Path | None) -> Iterator[Source]:
 
 def read_source(flags_file: str, state: Path | None, now: datetime) -> Source:
     """The flags in the file, else the last good ones, else none. Raises ImportError without the evaluator."""
-    from nsbuild.rollout.evaluate import evaluator
-
     try:
         data, when = read_flags_file(flags_file)
         flags = parse_flags(data, flags_file, now)
-        source = Source(evaluator(flags), flags.salt, flags.digest)
+        source = _good(flags)
     except UsageError as error:
         return _last_good(flags_file, state, now, str(error))
     if state is not None:
@@ -107,19 +107,24 @@ def last_good_file(flags_file: str, state: Path) -> Path:
 
 
 def _last_good(flags_file: str, state: Path | None, now: datetime, problem: str) -> Source:
-    from nsbuild.rollout.evaluate import evaluator
-
     nothing = Source(None, problem=f"{problem} There are no good flags from before: direct.")
     if state is None:
         return nothing
     try:
         data, when = read_flags_file(str(last_good_file(flags_file, state)))
-        flags = parse_flags(data, flags_file, now)
-        ask = evaluator(flags)
+        source = _good(parse_flags(data, flags_file, now))
     except UsageError:
         return nothing
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when / 1e9))
-    return Source(ask, flags.salt, flags.digest, f"{problem} The last good flags, of {since}, are used.")
+    return replace(source, problem=f"{problem} The last good flags, of {since}, are used.")
+
+
+def _good(flags: Flags) -> Source:
+    from nsbuild.rollout.evaluate import evaluator
+
+    shares = shares_of(flags.flags.get(PERCENTAGE))
+    share = None if shares is None else shares[0] / BUCKETS
+    return Source(evaluator(flags), flags.salt, flags.digest, share=share)
 
 
 def _remember(path: Path, data: bytes, when: int) -> None:

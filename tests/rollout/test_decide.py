@@ -157,6 +157,17 @@ def test_an_app_stays_where_it_is_whoever_asks(tmp_path: Path) -> None:
     assert asked == {" ".join(decide(f"app-{number}", {"host": "x"}, one).path for number in range(50)) + "\n"}
 
 
+def test_the_share_is_told_where_the_bucket_had_a_say(tmp_path: Path) -> None:
+    path = write(tmp_path / "flags.json", document(allow=members(["a"], "namespace"), percentage=share(2500, 9000)))
+    decisions = [choose(str(path), f"app-{number}", {}) for number in range(40)]
+    assert {decision.path for decision in decisions} == {"direct", "shadow", "namespace"}
+    assert {decision.share for decision in decisions} == {0.25}
+    assert choose(str(path), "a", {}).share is None
+    assert choose(str(path), "app-1", {}, override="direct").share is None
+    write(path, document(percentage={"if": [{"<": [{"var": "team"}, 3]}, "namespace", "none"]}))
+    assert choose(str(path), "app-1", {}).share is None
+
+
 # --- flags files ---
 
 
