@@ -8,15 +8,20 @@ from collections.abc import Callable, Mapping
 
 from nsbuild import buildpack as api
 from nsbuild.build.events import Event
-from nsbuild.build.limits import COMPILES, TESTS, slow, time_limit
+from nsbuild.build.limits import COMPILES, TESTS, megabytes, slow, time_limit
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildError, BuildOptions
 from nsbuild.build.private import AGENT, agent_bind, secret_binds
 from nsbuild.build.steps import StepClock
+from nsbuild.disk import DiskWatch
 from nsbuild.errors import ExitCode, Interrupted, Refused, UsageError
 from nsbuild.interrupts import ENDING
 from nsbuild.sandbox import Bind, Launcher, Layout, Outcome, View, ViewError, compose, read_host
 from nsbuild.workspace import Workspace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsbuild.sandbox.limits import Limits
 
 OUTPUT_LIMIT = 1 << 20
 """What detect, release and report may print on stdout, in bytes."""
@@ -33,12 +38,19 @@ class Calls:
         launcher: Launcher,
         log: Log,
         root: str = "/",
+        disk: DiskWatch | None = None,
     ) -> None:
+        self.disk = disk
         self.options = options
         self.layout = layout
         self.work = work
         self.launcher = launcher
         self.log = log
+        self._limits: Limits | None = None
+        if disk is not None:
+            from nsbuild.sandbox.limits import Limits
+
+            self._limits = Limits(file=disk.limit)  # of what one file takes between two looks
         self.exports: list[str] = []
         """The `export` files, as paths in the view, of the buildpacks that have compiled."""
         self.needs = needs = api.network_needs(os.environ) if options.network == "host" else api.NetworkNeeds()
@@ -86,6 +98,25 @@ class Calls:
                 ExitCode.LIMIT,
             )
 
+    def check_disk(self, what: str) -> None:
+        """Raises BuildError when the workspace takes as much as --disk allows, after `what`."""
+        if self.disk is None:
+            return
+        used = self.disk.measure()
+        total = sum(used.values())
+        if total < self.disk.limit:
+            return
+        paths = {os.path.basename(source): path for path, source in self.work.places(self.layout).items()}
+        paths |= {"var-tmp": "/var/tmp", "source": "copies of what HOME was", "root": "/"}
+        largest = [item for item in sorted(used.items(), key=lambda item: -item[1])[:3] if item[1] * 100 > total]
+        where = ", ".join(f"{megabytes(size)} in {paths.get(name, name)}" for name, size in largest)
+        raise BuildError(
+            f"The build takes {megabytes(total)} of disk after {what}, and --disk allows"
+            f" {megabytes(self.disk.limit)}: {where}.",
+            "Raise --disk.",
+            ExitCode.LIMIT,
+        )
+
     def check_build_dir(self, name: str, pack: api.Buildpack, outcome: Outcome) -> None:
         """Raises BuildError when the script has left no directory where BUILD_DIR was."""
         app = outcome.came_back.get(self.layout.build_dir, "directory")
@@ -110,6 +141,8 @@ class Calls:
         title = f"{name} of {what}" if name in TESTS else f"bin/{name} of {what}"
         limit = time_limit(name, self.options)
         began = self.log.begin(name, what)
+        if self.disk is not None:
+            self.disk.watch()
         with open(os.devnull, "rb") as null:  # noqa: PTH123
             outcome = self.launcher.launch(
                 self.view,
@@ -121,6 +154,8 @@ class Calls:
                 on_error=on_error,
                 timeout=limit,
                 interrupt_grace=10.0,
+                until=self.disk.fd if self.disk is not None else None,
+                limits=self._limits,
             )
         phase = self.log.end(name, began, what, outcome, clock)
         if name in COMPILES and (sentence := slow(phase.seconds, limit)):
@@ -131,6 +166,7 @@ class Calls:
             self.log.warn(f"After {title}, {sentence}.")
         if ENDING.intersection(outcome.forwarded):
             raise Interrupted(f"Interrupted during {title}.")
+        self.check_disk(title)
         return outcome
 
 

@@ -21,6 +21,7 @@ class BuildOptions:
 
     `timeout` is in seconds, for each call of a buildpack. Without it each has 15 minutes, except that a compile that
     takes longer, like a slug that is too large, gets a warning, of which `enforce_limits` makes an error.
+    `disk` is how many bytes of disk the build's workspace may take, looked at every few seconds.
     `dirty` builds a git work tree as it is instead of its HEAD. `config_vars` are files in ENV_DIR; `pass_env` are
     names of the operator's environment to show to buildpacks; `binds` are (host path, path in the view).
     `default_buildpacks` is a directory of buildpacks, for when neither caller nor app names one; `registry` maps
@@ -45,6 +46,7 @@ class BuildOptions:
     user_namespaces: bool = True
     timeout: float | None = None
     enforce_limits: bool = False
+    disk: int | None = None
     rebuild: bool = False
     shell_on_failure: bool = False
     audit: str = "warn"

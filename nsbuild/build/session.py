@@ -18,6 +18,7 @@ from nsbuild.build.options import BuildOptions, layout_of
 from nsbuild.build.private import secret_values
 from nsbuild.build.source import Source
 from nsbuild.build.staging import Staged, stage_buildpacks, stage_cache, stage_source
+from nsbuild.disk import DiskWatch
 from nsbuild.errors import ExitCode, Interrupted, NsbuildError, Refused
 from nsbuild.interrupts import signals_held
 from nsbuild.record import Record
@@ -60,7 +61,9 @@ class Session:
             stage_cache(self.cache, self.work, self.log)
         api.write_env_dir(self.work.directory("env"), self.options.config_vars, self.work.owner)
         self.log.end("stage", began)
-        return stage_buildpacks(chosen, self.work, self.log)
+        staged = stage_buildpacks(chosen, self.work, self.log)
+        self.calls.check_disk("staging")
+        return staged
 
     def keep_cache(self) -> None:
         """Put the cache in place, for the next time. CACHE_DIR is empty then."""
@@ -106,8 +109,9 @@ def session(
             Refusals("Free some space, or give another --workspace-dir, --cache or --output.", Refused),
             workspace(parent, user) as work,
             Launcher.for_caller() as launcher,
+            _disk_watch(work, options) as disk,
         ):
-            calls = Calls(options, layout, work, launcher, log, _open_stack_root(options, log).path)
+            calls = Calls(options, layout, work, launcher, log, _open_stack_root(options, log).path, disk)
             log.hidden.update(secret_values(options.secrets))
             for name in surprising:
                 log.warn(
@@ -122,6 +126,10 @@ def session(
         raise _with_record(Interrupted("Interrupted."), record) from None
     finally:
         record.seconds = round(time.monotonic() - began, 3)
+
+
+def _disk_watch(work: Workspace, options: BuildOptions) -> contextlib.AbstractContextManager[DiskWatch | None]:
+    return contextlib.nullcontext() if options.disk is None else DiskWatch(work.path, options.disk)
 
 
 def _open_stack_root(options: BuildOptions, log: Log) -> StackRoot:

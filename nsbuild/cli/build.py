@@ -11,7 +11,7 @@ import click
 from nsbuild.build import DEFAULT_STACK, BuildOptions, Event, Record
 from nsbuild.build import build as build_slug
 from nsbuild.cli.configured import AppOption, Configured, configured
-from nsbuild.cli.options import BindSpec, Duration, KeyValue, config_vars
+from nsbuild.cli.options import BindSpec, Duration, KeyValue, Size, config_vars
 from nsbuild.cli.progress import progress
 from nsbuild.errors import NsbuildError, Refused, UsageError
 from nsbuild.tree import write_atomic
@@ -54,6 +54,7 @@ from nsbuild.tree import write_atomic
     help="For each call of a buildpack. Default: 15m, but compile is only warned.",
 )
 @click.option("--enforce-limits", is_flag=True, help="Fail where a platform would: compile 15m, slug 500M.")
+@click.option("--disk", type=Size(), metavar="SIZE", help="Fail when the build takes more disk than this, 5G say.")
 @click.option(
     "--audit",
     type=click.Choice(["off", "warn", "fail"]),

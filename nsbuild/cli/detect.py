@@ -10,7 +10,17 @@ from nsbuild.build import Event, Record, detect_app
 from nsbuild.cli.build import params_without, run_build
 from nsbuild.cli.configured import Configured
 
-_NOT = ("as_json", "output", "cache_dir", "app", "keep_credentials", "enforce_limits", "rebuild", "shell_on_failure")
+_NOT = (
+    "as_json",
+    "output",
+    "cache_dir",
+    "app",
+    "keep_credentials",
+    "enforce_limits",
+    "disk",
+    "rebuild",
+    "shell_on_failure",
+)
 
 
 @click.command(cls=Configured, params=params_without(*_NOT))

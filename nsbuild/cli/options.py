@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from nsbuild.cli.wrappers import Misused, seconds_of
+from nsbuild.cli.wrappers import Misused, bytes_of, seconds_of
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]
@@ -21,6 +21,21 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
             return seconds_of(str(value))
         except Misused as error:
             self.fail(str(error), param, ctx)
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]
+    """Bytes, or a number with K, M, G or T; at least one megabyte."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            found = bytes_of(str(value))
+        except Misused as error:
+            self.fail(str(error), param, ctx)
+        if not 1 << 20 <= found < 1 << 63:
+            self.fail(f"{value} is less than 1M, or more than any disk has.", param, ctx)
+        return found
 
 
 class KeyValue(click.ParamType):  # type: ignore[type-arg]

@@ -273,6 +273,19 @@ def _timeout(text: str) -> float:
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
+def bytes_of(text: str) -> int:
+    """What `--memory` means: bytes, or a number with K, M, G or T, of 1024 each. Raises Misused."""
+    size = text.lower().removesuffix("b").removesuffix("i")
+    unit = _UNITS.get(size[-1:], 0)
+    try:
+        found = float(size[:-1] if unit else size) * (unit or 1)
+    except ValueError:
+        found = float("nan")
+    if not 0 <= found < float("inf"):
+        raise Misused(f"{text!r} is not a size like 512M or 2G.")
+    return int(found)
+
+
 def _limits(memory: str, pids: str, cpu: str) -> Limits | None:
     if not (memory or pids or cpu):
         return None
@@ -287,16 +300,15 @@ def _limits(memory: str, pids: str, cpu: str) -> Limits | None:
             raise Misused(f"{what} {text!r} is not a number like {example}.")
         return found
 
-    size = memory.lower().removesuffix("b").removesuffix("i")
-    unit = _UNITS.get(size[-1:], 0)
     try:
-        return Limits(
-            int(number(size[:-1] if unit else size, "--memory", "512M or 2G") * (unit or 1)) if memory else None,
-            int(number(pids, "--pids", "200")) if pids else None,
-            number(cpu, "--cpu", "1.5") if cpu else None,
-        )
-    except OverflowError:
-        raise Misused("A limit is out of all proportion.") from None
+        size = bytes_of(memory) if memory else None
+    except Misused as error:
+        raise Misused(f"--memory: {error}") from None
+    return Limits(
+        size,
+        int(number(pids, "--pids", "200")) if pids else None,
+        number(cpu, "--cpu", "1.5") if cpu else None,
+    )
 
 
 def _help(command: str) -> str:

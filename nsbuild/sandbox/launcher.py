@@ -50,6 +50,7 @@ def launch(
     timeout: float | None = None,
     grace: float = 10.0,
     interrupt_grace: float | None = None,
+    until: int | None = None,
     limits: Limits | None = None,
     tty: bool = False,
 ) -> Outcome:
@@ -60,7 +61,9 @@ def launch(
     `on_error` as well, a pipe for each.
     SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 and SIGALRM that reach this process meanwhile are passed to
     the command, once. After `timeout` seconds the command gets SIGTERM, `grace` seconds later everything is
-    killed; so is everything `interrupt_grace` seconds after a signal that was passed on, when it is given.
+    killed; so is everything `interrupt_grace` seconds after a signal that was passed on, when it is given; and at
+    once when the descriptor `until`, of a pipe say, has something to read (which is left there), or its other end is
+    closed: `Outcome.stopped`.
 
     `limits` (`nsbuild.sandbox.limits`) are for the command and everything it starts, together where a delegated
     cgroup can hold them to that; `Outcome.limited` says how each was kept, `Outcome.usage` what was used.
@@ -86,6 +89,7 @@ def launch(
             timeout=timeout,
             grace=grace,
             interrupt_grace=interrupt_grace,
+            until=until,
             limits=limits,
             tty=tty,
         )
@@ -163,6 +167,7 @@ class Launcher:
         timeout: float | None = None,
         grace: float = 10.0,
         interrupt_grace: float | None = None,
+        until: int | None = None,
         limits: Limits | None = None,
         tty: bool = False,
     ) -> Outcome:
@@ -188,7 +193,7 @@ class Launcher:
             with stdio as relays:
                 running = self._start(view, command, relays.child)
                 relays.close_child_ends()
-                outcome = _supervise(running, relays, timeout, grace, interrupt_grace)
+                outcome = _supervise(running, relays, timeout, grace, interrupt_grace, until)
                 return outcome if confinement is None else confinement.measure(outcome)
         except AfterCommandError as error:
             if confinement is not None:
@@ -244,15 +249,16 @@ def _supervise(
     timeout: float | None,
     grace: float,
     interrupt_grace: float | None,
+    until: int | None,
 ) -> Outcome:
-    """Relay, forward signals (blocked by now) and keep the time until pid 1 is gone."""
+    """Relay, forward signals (blocked by now), keep the time and watch `until`, until pid 1 is gone."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    timed_out = interrupted = False
+    timed_out = interrupted = stopped = False
     next_signal = signal.SIGTERM
     forwarded: list[int] = []
     signals = kernel.signalfd(init.FORWARDED)
     poll = select.poll()
-    for fd in (running.fd, signals, *relays.pumps):
+    for fd in (running.fd, signals, *relays.pumps, *(() if until is None else (until,))):
         poll.register(fd, select.POLLIN)
     try:
         alive = True
@@ -271,6 +277,10 @@ def _supervise(
                         next_signal = signal.SIGKILL
                 elif fd == running.fd:
                     alive = running.read()
+                elif fd == until:
+                    running.kill(signal.SIGKILL)
+                    stopped = True
+                    poll.unregister(fd)
                 elif not relays.pump(fd):
                     poll.unregister(fd)
             if alive and deadline is not None and time.monotonic() >= deadline:
@@ -282,7 +292,7 @@ def _supervise(
             outcome = running.finish()
         finally:
             relays.drain()
-        return outcome.replace(timed_out=timed_out, forwarded=tuple(forwarded))
+        return outcome.replace(timed_out=timed_out, stopped=stopped, forwarded=tuple(forwarded))
     except BaseException:
         running.abandon()
         raise

@@ -34,12 +34,13 @@ class Limits(Value):
     """What the processes of one launch may use, all together. None: no limit.
 
     `memory` in bytes; `pids` counts processes and threads, and the sandbox's pid 1 is one of them; `cpu` in cores
-    (1.5 is 150 ms in every 100 ms).
+    (1.5 is 150 ms in every 100 ms). `file` is what one file may grow to, in bytes.
     """
 
     memory: int | None = None
     pids: int | None = None
     cpu: float | None = None
+    file: int | None = None
 
 
 class Facts(Value):
@@ -161,7 +162,11 @@ def plan(limits: Limits, facts: Facts) -> Plan:
             by_cgroup("cpu", f"{limits.cpu:g} cores", {"cpu.max": f"{quota} {CPU_PERIOD}"})
         else:
             otherwise("cpu", "none", "not limited: no rlimit can hold processes to a number of cores")
-    if not needed and "memory" not in facts.controllers:
+    if limits.file is not None:
+        rlimits.append((resource.RLIMIT_FSIZE, limits.file))
+        limited.append(Limited("file", "rlimit", f"file: {_bytes(limits.file)} each, by RLIMIT_FSIZE"))
+    by_rlimit = limits.file is not None and limits == Limits(file=limits.file)
+    if by_rlimit or (not needed and "memory" not in facts.controllers):
         return Plan(tuple(limited), rlimits=tuple(rlimits))
     accounting = tuple(name for name in _ACCOUNTING if name in facts.controllers and name not in needed)
     return Plan(tuple(limited), facts.place, facts.move, tuple(needed), accounting, settings, tuple(rlimits))
@@ -173,6 +178,8 @@ def check(limits: Limits) -> None:
         raise ValueError(f"a memory limit of {limits.memory} bytes is less than 1 MiB")
     if limits.pids is not None and limits.pids < 2:
         raise ValueError("a limit of less than 2 processes leaves none for the command: the sandbox's pid 1 counts")
+    if limits.file is not None and limits.file < 1:
+        raise ValueError(f"a file limit of {limits.file} bytes is less than 1")
     if limits.cpu is not None and not limits.cpu >= 0.01:
         raise ValueError(f"a limit of {limits.cpu} cores is less than 0.01, the kernel's least")
 

@@ -40,7 +40,7 @@ class Outcome(Value):
 
     `status` is the command's exit status, `signal` what killed it; both None when it was not started, and
     `error` then says why (`not found` or `cannot execute`, and the step that failed). Times are in seconds.
-    Bytes read and written are those that reached storage.
+    Bytes read and written are those that reached storage. `stopped`: the launch's `until` has ended it.
     `usage` and `limited` (how each limit is kept, in sentences) are there when limits were given.
     `came_back` tells for every placed directory what was found there afterwards; `kept_beside` where a directory is
     that could not be renamed back because its old path exists again.
@@ -51,6 +51,7 @@ class Outcome(Value):
     error: str = ""
     error_number: int = 0
     timed_out: bool = False
+    stopped: bool = False
     forwarded: tuple[int, ...] = ()
     timings: Mapping[str, float] = {}
     max_rss_kib: int = 0

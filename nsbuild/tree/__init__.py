@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nsbuild.tree.links import break_hard_links
     from nsbuild.tree.remove import remove_tree
     from nsbuild.tree.replace import fsync_directory, replace_directory, write_atomic
-    from nsbuild.tree.walk import tree_size
+    from nsbuild.tree.walk import disk_usage, tree_size
     from nsbuild.tree.write import NameRefused, TreeWriter
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "TreeWriter",
     "break_hard_links",
     "copy_tree",
+    "disk_usage",
     "fsync_directory",
     "open_beneath",
     "read_beneath",

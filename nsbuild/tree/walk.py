@@ -1,6 +1,7 @@
 """Walking a tree whose entries cannot be trusted."""
 
 import enum
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -99,7 +100,10 @@ def open_unlocked(dir_fd: int, name: str, flags: int, add: int) -> int:
 
 
 def _names(fd: int) -> list[str]:
-    return sorted(os.listdir(fd), reverse=True)
+    try:
+        return sorted(os.listdir(fd), reverse=True)
+    except FileNotFoundError:
+        return []  # the directory was removed after it was opened
 
 
 def tree_size(path: str, *, dir_fd: int | None = None) -> tuple[int, int]:
@@ -121,3 +125,32 @@ def tree_size(path: str, *, dir_fd: int | None = None) -> tuple[int, int]:
                 if info.st_nlink > 1:
                     seen.add(identity(info))
     return size, entries
+
+
+_CHANGED = (errno.ESTALE, errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+def disk_usage(path: str) -> dict[str, int]:
+    """Bytes of disk that everything below the directory `path` takes, by the name in `path` that it is below.
+
+    Each inode counts once, a hole not at all, blocks shared with other files in full. The tree may change meanwhile:
+    where a directory is moved away in the middle of the walk, what was found until then is the answer.
+    Raises OSError.
+    """
+    used: dict[str, int] = {}
+    seen: set[Identity] = set()
+    with Descent(path, open_root(path, None)) as descent:
+        try:
+            for event, name, info in walk(descent, tolerant=True):
+                if event is Event.LEAVE:
+                    continue
+                if event is Event.OTHER and info.st_nlink > 1:
+                    if identity(info) in seen:
+                        continue
+                    seen.add(identity(info))
+                top = descent.top or name
+                used[top] = used.get(top, 0) + info.st_blocks * 512
+        except OSError as error:
+            if error.errno not in _CHANGED:
+                raise
+    return used

@@ -150,7 +150,7 @@ def test_a_cache_and_workspaces_within_the_source_are_not_staged(site: Site) -> 
             "build", ".", "-b", pack, "--cache", "cache", "--workspace-dir", "work", "-o", "out", cwd=app
         ).ok()
         assert result.out == b"Procfile\n"
-    assert result.err.count("cached") == 1
+    assert result.err.count("cache: used") == 1
 
 
 def test_the_source_may_be_a_symlink(site: Site) -> None:

@@ -88,6 +88,40 @@ def test_signals_to_a_caller_with_threads_end_the_command(ground: str) -> None:
     assert child.result().exit_code == 143
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_descriptor_ends_a_launch(launched: Room, closed: bool) -> None:
+    """At once, what ignores signals too; what there is to be read is left to the caller."""
+
+    def action(launcher: Launcher) -> tuple[int, bool, bytes]:
+        reader, writer = os.pipe()
+
+        def told(_: bytes) -> None:
+            if closed:
+                os.close(writer)
+            else:
+                os.write(writer, b"enough")
+
+        argv = ["bash", "-c", "trap '' TERM; sleep 1000 & echo here; sleep 1000"]
+        outcome = launcher.launch(launched.view(), argv, env=ENV, cwd="/app", on_output=told, until=reader)
+        left = os.read(reader, 100)
+        for fd in (reader,) if closed else (reader, writer):
+            os.close(fd)
+        return outcome.exit_code, outcome.stopped, left
+
+    assert launched.run(action) == (137, True, b"" if closed else b"enough")
+
+
+def test_a_descriptor_that_stays_quiet_ends_nothing(launched: Room) -> None:
+    def action(launcher: Launcher) -> tuple[int, bool]:
+        reader, writer = os.pipe()
+        outcome = launcher.launch(launched.view(), ["true"], env=ENV, cwd="/app", until=reader)
+        os.close(reader)
+        os.close(writer)
+        return outcome.exit_code, outcome.stopped
+
+    assert launched.run(action) == (0, False)
+
+
 def test_many_launches_at_a_time_through_one_launcher(ground: str) -> None:
     rooms = []
     way = "root-isolated" if os.geteuid() == 0 else "user-isolated"

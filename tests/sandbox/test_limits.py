@@ -87,6 +87,22 @@ except MemoryError:
     )
 
 
+def test_a_file_is_bounded(simple: Room) -> None:
+    code = """
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    with open("large", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(700_000))
+except OSError as error:
+    print(os.stat("large").st_size, errno.errorcode[error.errno])
+"""
+    outcome, text = launch(simple, code, Limits(file=2 * MIB), lambda: None)
+    assert (outcome.exit_code, text) == (0, f"{2 * MIB} EFBIG")
+    assert outcome.limited == ("file: 2 MiB each, by RLIMIT_FSIZE",)
+
+
 def test_reserved_addresses_are_not_memory(simple: Room) -> None:
     """What node, Java and Go do at their start; RLIMIT_AS would refuse it."""
     code = "import mmap; mmap.mmap(-1, 8 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0); print('fine')"

@@ -208,8 +208,14 @@ def test_a_cgroup_that_would_neither_limit_nor_count_is_not_made() -> None:
     assert (counting.place, counting.sentences, counting.settings) == ("/c", (), {})
 
 
+def test_a_limit_of_files_alone_makes_no_cgroup() -> None:
+    given = Facts(place="/c", controllers=("memory", "pids"))
+    assert plan(Limits(file=5), given).place == ""
+    assert plan(Limits(file=5, pids=9), given).place == "/c"
+
+
 @pytest.mark.parametrize(
-    "bad", [Limits(memory=0), Limits(memory=-1), Limits(pids=1), Limits(cpu=0.0), Limits(cpu=-1)]
+    "bad", [Limits(file=0), Limits(memory=0), Limits(memory=-1), Limits(pids=1), Limits(cpu=0.0), Limits(cpu=-1)]
 )
 def test_limits_that_cannot_be_meant(bad: Limits) -> None:
     with pytest.raises(ValueError):

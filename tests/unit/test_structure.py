@@ -23,6 +23,7 @@ LEVELS = {
     "nsbuild.config": 1,
     "nsbuild.sandbox": 1,
     "nsbuild.user": 2,
+    "nsbuild.disk": 2,
     "nsbuild.workspace": 2,
     "nsbuild.refusals": 2,
     "nsbuild.stack": 3,
