@@ -19,7 +19,7 @@ from nsbuild.config import ConfigFile, outside, placed, read_app_file, read_user
 from nsbuild.errors import UsageError
 
 _META = "nsbuild.config"
-TABLES = {"env": True, "registry": False, "stacks": False}
+TABLES = {"env": True, "registry": False, "rollout": False, "stacks": False}
 """Settings that map names to values, and whether an app's file may have them. The names of both files count."""
 _NAMES_BUILDPACK = ("env", "BUILDPACK_URL")
 """The one config var that `build` itself obeys."""

@@ -27,6 +27,7 @@ _HOMES = {
     "gc": "nsbuild.cli.gc",
     "lint": "nsbuild.cli.lint",
     "recover": "nsbuild.cli.recover",
+    "rollout": "nsbuild.cli.rollout",
     "run": "nsbuild.cli.run",
     "shell": "nsbuild.cli.shell",
     "test": "nsbuild.cli.test",

@@ -8,7 +8,7 @@ import platform
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -44,7 +44,7 @@ def source_of(flags_file: str, state: Path | None) -> Iterator[Source]:
     """What can be asked: the provider that the configuration names, else the file, else the last good one."""
     with contextlib.ExitStack() as stack:
         try:
-            name = _configured()
+            name = settings().provider
             if name:
                 from nsbuild.rollout.evaluate import named_provider
 
@@ -139,14 +139,26 @@ def _remember(path: Path, data: bytes, when: int) -> None:
     os.utime(path, ns=(when, when))
 
 
-def _configured() -> str:
-    """`[rollout] provider` of the user's nsbuild.toml; empty for none. Raises UsageError."""
-    from nsbuild.config import read_user_file
+@dataclass(frozen=True)
+class Settings:
+    """`[rollout]` of the user's nsbuild.toml: the flags file of `nsbuild rollout`, and who is asked in its place."""
+
+    flags: str = ""
+    provider: str = ""
+
+
+def settings() -> Settings:
+    """What the user's nsbuild.toml says. Raises UsageError naming the file and the key."""
+    from nsbuild.config import placed, read_user_file
 
     file = read_user_file()
     table = file.values.get("rollout", {}) if file is not None else {}
-    name = table.get("provider", "") if isinstance(table, dict) else None
-    if not isinstance(name, str):
-        assert file is not None
-        raise UsageError(f"{file.path}: rollout.provider is not a text.", 'Write "MODULE:CALLABLE".')
-    return name
+    if file is None or not table:
+        return Settings()
+    names = [field.name for field in fields(Settings)]
+    if not isinstance(table, dict) or not set(table) <= set(names):
+        raise UsageError(f"{file.path}: [rollout] has {' and '.join(names)}, and nothing else.")
+    for name, value in table.items():
+        if not isinstance(value, str):
+            raise UsageError(f"{file.path}: rollout.{name} is not a text.", "Put it between quotes.")
+    return Settings(placed(table.get("flags", ""), file.directory), table.get("provider", ""))
