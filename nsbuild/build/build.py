@@ -52,7 +52,7 @@ def build(
         release_output = _build(at, output)
         if first is not None and not at.log.record.cache_hit:
             raise BuildError("The second build found no cache.", "Is another `cache rm` running?", ExitCode.REFUSED)
-        publish(output, release_output, at.layout, at.work, at.cache, at.log, options)
+        publish(at, output, release_output)
     if first is not None:
         seconds = at.log.record.seconds
         monitor(Event("note", text=f"the first build took {first.seconds:.1f} s, the second {seconds:.1f} s"))

@@ -83,6 +83,13 @@ def _detected(calls: Calls, pack: api.Buildpack) -> _Answer:
         return _Answer(own)
     outcome, printed, said = calls.captured("detect", pack, api.detect(pack, calls.layout))
     calls.check_time("detect", pack, outcome)
+    if outcome.error:
+        # An answer it is not: neither of this app's nor of any other's.
+        raise BuildError(
+            f"bin/detect of {pack.reference} cannot be run: {os.strerror(outcome.error_number)}.",
+            "Is its first line right, and is that interpreter where the build looks for it?",
+            ExitCode.REFUSED,
+        )
     if outcome.exit_code != 0:
         heard = shown(printed + said)
         return _Answer(None, f"bin/detect {ending(outcome)}{f', and said: {heard}' if heard else ''}")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from nsbuild import buildpack as api
 from nsbuild import slug as slugs
 from nsbuild.build.audited import SlugAudit, judge
-from nsbuild.build.cache import Cache
 from nsbuild.build.calls import OUTPUT_LIMIT, Calls, ending, shown
 from nsbuild.build.limits import megabytes, too_large
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildError, BuildOptions
+from nsbuild.build.session import Session
 from nsbuild.build.sweep import sweep_home
 from nsbuild.errors import ExitCode
 from nsbuild.interrupts import signals_held
@@ -96,18 +97,11 @@ def sweep(options: BuildOptions, layout: Layout, work: Workspace, log: Log) -> N
             log.note(f"~/{found.path} was {found.action}: credentials are not shipped.")
 
 
-def publish(
-    output: slugs.Output,
-    release_output: bytes | None,
-    layout: Layout,
-    work: Workspace,
-    cache: Cache,
-    log: Log,
-    options: BuildOptions,
-) -> None:
+def publish(at: Session, output: slugs.Output, release_output: bytes | None) -> None:
     """Slug and cache: both made beside, then both put in place. Raises BuildError for a slug that is too large, or
     remembers what it may not.
     """
+    layout, work, log, options = at.layout, at.work, at.log, at.options
     began = log.begin("slug")
     app = work.directory("app")
     slugs.mark(app, layout.home, layout.name, release_output, work.owner, log.record.stack, log.record.stack_root)
@@ -122,6 +116,7 @@ def publish(
         log.record.stack,
         log.record.process_types,
         api.parse_release(release_output or b"").config_vars,
+        Path(at.stack_root.path) if at.stack_root.digest else None,
     )
     remembered = SlugAudit(layout, work, log.record) if options.audit != "off" else None
     if remembered is not None and not archive:
@@ -131,13 +126,18 @@ def publish(
     )
     for path in prepared.slug.left_out[:_NAMED]:
         log.warn(f"{path} was left out of the slug: it is a socket, a FIFO or a device.")
+    if prepared.unread:
+        log.warn(
+            f"The image lacks {len(prepared.unread)} paths of the stack root, {prepared.unread[0]} for one:"
+            " you may not read them, or they are mounts."
+        )
     try:
         if archive:
             log.line(f"       Done: {megabytes(prepared.slug.bytes)}")
             _check_size(prepared.slug.bytes, options.enforce_limits, log)
         if remembered is not None:
             judge(remembered.finish(), options.audit == "fail", log)
-        with contextlib.ExitStack() as stack, cache.replacing(work.directory("cache")) as replace_cache:
+        with contextlib.ExitStack() as stack, at.cache.replacing(work.directory("cache")) as replace_cache:
             stack.enter_context(signals_held())  # until both are done: what comes then must undo neither
             replace_cache()
             prepared.commit()

@@ -41,6 +41,7 @@ class Session:
     cache: Cache
     log: Log
     calls: Calls
+    stack_root: StackRoot
 
     def stage(self, *ours: str, with_cache: bool = True) -> Staged:
         """Copy source, cache, config vars and buildpacks into the workspace; returns the buildpacks.
@@ -111,13 +112,14 @@ def session(
             Launcher.for_caller() as launcher,
             _disk_watch(work, options) as disk,
         ):
-            calls = Calls(options, layout, work, launcher, log, _open_stack_root(options, log).path, disk)
+            stack_root = _open_stack_root(options, log)
+            calls = Calls(options, layout, work, launcher, log, stack_root.path, disk)
             log.hidden.update(secret_values(options.secrets))
             for name in surprising:
                 log.warn(
                     f"The config var {name} is one that buildpacks refuse to export; it is in ENV_DIR all the same."
                 )
-            yield Session(source, given, options, layout, work, cache, log, calls)
+            yield Session(source, given, options, layout, work, cache, log, calls, stack_root)
         record.result = "succeeded"
         record.exit_code = int(ExitCode.OK)
     except NsbuildError as error:

@@ -150,7 +150,7 @@ class Store:
                 held.push(meanwhile.pop_all())
             write_atomic(str(place / "entry.json"), json.dumps(asdict(entry)).encode(), 0o600)
             meanwhile.close()
-            self._collect()
+            self.collect()
             if stored is not None and known is None:
                 return entry, f"The stored copy of {reference.shown} was damaged; it was fetched again."
             return entry, ""
@@ -176,7 +176,7 @@ class Store:
             with _locked(path.parent, fcntl.LOCK_EX) as there:
                 if there:
                     remove_tree(str(path.parent))
-        self._collect()
+        self.collect()
         return found
 
     # -- fetching: the newest; `known` itself, checked now, where that is it
@@ -351,13 +351,19 @@ class Store:
             finally:
                 remove_tree(str(parent))
 
-    def _collect(self) -> None:
-        """Remove the trees that no entry names, and what killed fetches have left, but for what is in use."""
+    def collect(self) -> list[str]:
+        """Remove the trees that no entry names, and what killed fetches have left, but for what is in use; the paths.
+
+        A download that broke off stays, to be gone on with.
+        """
+        removed = []
         for tree in sorted(self.root.glob("trees/*")):
             with contextlib.suppress(OSError), _locked(tree, fcntl.LOCK_EX | fcntl.LOCK_NB) as there:
                 # Looked up under the lock: who writes an entry has held its tree since before it had this name.
                 if there and tree.name not in {self._tree(entry.tree).name for entry in self.entries()}:
                     remove_tree(str(tree))
+                    removed.append(str(tree))
+        return removed
 
 
 def _lock(directory: Path, how: int) -> int:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
+from nsbuild.buildpack import store as buildpacks
 from nsbuild.errors import Refused, UsageError
+from nsbuild.stack import store as stacks
 from nsbuild.workspace import collect_orphans, user_cache
 from nsbuild.wrap import journal, pool, recovery
 
@@ -16,6 +18,8 @@ from nsbuild.wrap import journal, pool, recovery
 @click.argument("directories", nargs=-1, metavar="[WORKSPACE_DIR]...")
 def gc(directories: tuple[str, ...]) -> int:
     """Remove the workspaces that killed builds have left, and those that `compile` and `exec` keep for the next.
+
+    Likewise what is left of buildpacks and stacks that were being fetched or unpacked.
 
     What belongs to a running build is not touched; what a killed `compile` had adopted is given back first.
     """
@@ -31,6 +35,8 @@ def gc(directories: tuple[str, ...]) -> int:
             click.echo(sentence)
         for removed in pool.clear(f"{os.path.dirname(state)}/workspaces", journal.workspaces(state)):
             click.echo(f"removed {removed}")
+        for removed in _stores():
+            click.echo(f"removed {removed}")
     return 0
 
 
@@ -39,3 +45,10 @@ def _default() -> list[Path]:
         return [user_cache() / "apps" / ".workspaces"]
     except Refused:
         return []  # without a home there is no build to clean up after, but there may be a compile
+
+
+def _stores() -> list[str]:
+    try:
+        return [*buildpacks.Store().collect(), *stacks.Store().collect()]
+    except Refused:
+        return []

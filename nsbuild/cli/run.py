@@ -14,7 +14,21 @@ from nsbuild.runtime import run as run_process
 _SEVERAL = re.compile(r"^([^=]*)=([0-9]{1,9})$")
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+class _Run(click.Command):
+    """Says where the options of a command go, when it meets one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if "--" in given:
+                raise
+            sentence = f"{error.message} A command, options and all, goes after --: SLUG -- COMMAND..."
+            raise click.NoSuchOption(error.option_name, sentence, error.possibilities, ctx) from None
+
+
+@click.command(cls=_Run, context_settings={"ignore_unknown_options": False})
 @click.argument("slug")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[TYPE[=N]... | -- COMMAND...]")
 @click.option("--list", "listing", is_flag=True, help="Show the process types and their commands.")

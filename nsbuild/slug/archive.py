@@ -13,7 +13,7 @@ from nsbuild.slug.bytecode import Bytecode
 from nsbuild.tree.beneath import open_root
 from nsbuild.tree.copy import open_regular
 from nsbuild.tree.descent import Descent, Identity, identity
-from nsbuild.tree.walk import Event, walk
+from nsbuild.tree.walk import Event, Prune, walk
 
 TIME = 315532801
 """1980-01-01T00:00:01Z, the time of every member: the first that a zip made of the unpacked files can hold, and what
@@ -34,11 +34,13 @@ _PIECE = 1 << 20
 class Contents:
     """What a tree held. `sizes` are bytes in files by top directory, each inode once; `.` is the top itself.
 
-    `left_out` names what no archive can hold: sockets, FIFOs, devices.
+    `left_out` names what no archive can hold: sockets, FIFOs, devices; `unread`, of a tree that is not our own, what
+    we may not read.
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:
@@ -57,22 +59,31 @@ def sizes(path: str) -> dict[str, int]:
     return found
 
 
-def write_tree(path: str, sink: Sink, *, prefix: str = "./", watcher: Watcher | None = None) -> Contents:
+def write_tree(
+    path: str,
+    sink: Sink,
+    *,
+    prefix: str = "./",
+    watcher: Watcher | None = None,
+    own: bool = True,
+    prune: Prune | None = None,
+) -> Contents:
     """Hand the tree `path` to `sink` as members of a tar stream, of which the end is still to be written.
 
     The same tree gives the same bytes: sorted, everything root's, of one TIME (a `.py` that its bytecode knows by its
     time excepted), no setuid, no extended attributes, holes as zeros. `prefix` is where the tree is in the archive;
-    with none its top is no member. What the modes of the tree, which is our own, close to us is opened all the same.
+    with none its top is no member. What the modes of the tree close to us is opened all the same, or, where it is not
+    our `own`, left out. What `prune` is true of is passed over.
 
     Raises OSError naming what cannot be read, or as `sink`.
     """
     contents = Contents()
     with Descent(path, open_root(path, None)) as descent:
-        writer = _Writer(descent, sink, os.fsencode(prefix), watcher, contents)
+        writer = _Writer(descent, sink, os.fsencode(prefix), watcher, contents, own)
         root = os.fstat(descent.fd)
         if prefix:
             sink(tar.member(writer.prefix, tar.DIRECTORY, stat.S_IMODE(root.st_mode) & 0o1777, TIME))
-        for event, name, info in walk(descent, unlock=True):
+        for event, name, info in walk(descent, unlock=own, tolerant=not own, prune=prune):
             if event is Event.ENTER:
                 writer.directory(info)
             elif event is Event.LEAVE:
@@ -81,6 +92,8 @@ def write_tree(path: str, sink: Sink, *, prefix: str = "./", watcher: Watcher | 
                 writer.file(name, info)
             elif stat.S_ISLNK(info.st_mode):
                 writer.symlink(name, info)
+            elif stat.S_ISDIR(info.st_mode):
+                contents.unread.append(descent.shown(name))
             else:
                 contents.left_out.append(descent.shown(name))
     return contents
@@ -104,9 +117,17 @@ class _Links:
 
 class _Writer:
     def __init__(
-        self, descent: Descent, sink: Sink, prefix: bytes, watcher: Watcher | None, contents: Contents
+        self,
+        descent: Descent,
+        sink: Sink,
+        prefix: bytes,
+        watcher: Watcher | None,
+        contents: Contents,
+        own: bool,
     ) -> None:
         self.prefix = prefix
+        self._own = own
+        self._unread = contents.unread
         self._descent = descent
         self._sink = sink
         self._watcher = watcher
@@ -146,6 +167,9 @@ class _Writer:
     def file(self, name: str, info: os.stat_result) -> None:
         encoded = self._encoded + os.fsencode(name)
         first = self._links.first(name, info)
+        if first is not None and first in self._unread:
+            self._unread.append(self._descent.shown(name))
+            return
         if first is not None:
             mode = info.st_mode & 0o777
             self._sink(tar.member(encoded, tar.HARD_LINK, mode, TIME, link=self.prefix + os.fsencode(first)))
@@ -156,12 +180,15 @@ class _Writer:
         if name.endswith(".py") and self._bytecode.knows(self._descent.fd, name, info):
             time = int(info.st_mtime)
         try:
-            fd = open_regular(self._descent.fd, name, unlock=True)
+            fd = open_regular(self._descent.fd, name, unlock=self._own)
             try:
                 self._contents(fd, name, encoded, info, time)
             finally:
                 os.close(fd)
         except OSError as error:
+            if isinstance(error, PermissionError) and not self._own:
+                self._unread.append(self._descent.shown(name))
+                return
             if error.filename is None:
                 raise self._descent.named(error, name) from None
             raise

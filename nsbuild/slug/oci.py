@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nsbuild.slug import tar
-from nsbuild.slug.archive import TIME, Contents, Watcher, write_tree
+from nsbuild.slug.archive import TIME, Contents, Sink, Watcher, write_tree
 from nsbuild.slug.boot import RUN_PATH, boot
 from nsbuild.slug.compress import Packed
 from nsbuild.slug.formats import ANNOTATION
@@ -44,20 +44,24 @@ class Image:
 
 @dataclass(frozen=True)
 class Written:
-    """`digest` is the manifest's, in hexadecimal; `bytes` are those of all blobs."""
+    """`digest` is the manifest's, in hexadecimal; `bytes` are those of all blobs but the stack's layer. `unread` is
+    what of the stack was left out: we may not read it, or it is a mount.
+    """
 
     contents: Contents
     digest: str
     bytes: int
+    unread: list[str]
 
 
 def write_image(app: str, directory: str, image: Image, watcher: Watcher | None) -> Written:
     """Write the image of the tree `app` into the empty `directory`, on disk when this returns. Raises OSError."""
     blobs = _Blobs(directory)
-    layers = []
+    layers, unread, below = [], list[str](), 0
     if image.stack_root is not None:
-        layers.append(blobs.layer(str(image.stack_root), "./", None)[0])
-    layer, contents = blobs.layer(app, f"{image.run_path.strip('/')}/", watcher)
+        stack, found = blobs.stack(str(image.stack_root))
+        layers, unread, below = [stack], found.unread, stack.size
+    layer, contents = blobs.app(app, f"{image.run_path.strip('/')}/", watcher)
     layers.append(layer)
     config = blobs.json(_config(image, [layer.plain_digest for layer in layers]))
     manifest = {
@@ -87,7 +91,7 @@ def write_image(app: str, directory: str, image: Image, watcher: Watcher | None)
     blobs.write("oci-layout", _encoded({"imageLayoutVersion": "1.0.0"}))
     for path in ("blobs/sha256", "blobs", ""):
         fsync_directory(f"{directory}/{path}")
-    return Written(contents, str(described["digest"]).removeprefix("sha256:"), blobs.bytes)
+    return Written(contents, str(described["digest"]).removeprefix("sha256:"), blobs.bytes - below, unread)
 
 
 def _config(image: Image, diff_ids: list[str]) -> dict[str, object]:
@@ -144,16 +148,39 @@ class _Blobs:
         self.bytes += len(data)
         return {"digest": f"sha256:{digest}", "size": len(data)}
 
-    def layer(self, tree: str, prefix: str, watcher: Watcher | None) -> tuple[_Layer, Contents]:
+    def app(self, tree: str, prefix: str, watcher: Watcher | None) -> tuple[_Layer, Contents]:
+        """The layer of an app, with the directories that lead to it."""
+
+        def write(sink: Sink) -> Contents:
+            parts = prefix.split("/")[:-2]
+            for depth in range(len(parts)):
+                above = "/".join(parts[: depth + 1])
+                sink(tar.member(os.fsencode(f"{above}/"), tar.DIRECTORY, 0o755, TIME))
+            return write_tree(tree, sink, prefix=prefix, watcher=watcher)
+
+        return self._layer(write)
+
+    def stack(self, root: str) -> tuple[_Layer, Contents]:
+        """The layer of a root file system, of which nothing is changed. What is mounted in it counts as unread."""
+        top = os.stat(root)
+        mounts: list[str] = []
+
+        def prune(name: str, info: os.stat_result) -> bool:
+            if info.st_dev == top.st_dev:
+                return False
+            mounts.append(name)
+            return True
+
+        layer, contents = self._layer(lambda sink: write_tree(root, sink, own=False, prune=prune))
+        contents.unread += mounts
+        return layer, contents
+
+    def _layer(self, write: Callable[[Sink], Contents]) -> tuple[_Layer, Contents]:
         beside = f"{self._directory}/blobs/new"
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             with Packed(fd, "gzip", hash_plain=True) as packed:
-                parts = prefix.split("/")[:-2]
-                for depth in range(len(parts)) if prefix != "./" else ():
-                    above = "/".join(parts[: depth + 1])
-                    packed(tar.member(os.fsencode(f"{above}/"), tar.DIRECTORY, 0o755, TIME))
-                contents = write_tree(tree, packed, prefix=prefix, watcher=watcher)
+                contents = write(packed)
                 packed(tar.END)
             os.fsync(fd)
             size = os.fstat(fd).st_size

@@ -8,6 +8,7 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Sequence
 
 from nsbuild.record import Slug
 from nsbuild.slug import tar
@@ -31,11 +32,13 @@ from nsbuild.tree.walk import Event, walk
 class Prepared:
     """A slug beside its place, whole and on disk; `commit` puts it there."""
 
-    def __init__(self, output: Output, beside: str, slug: Slug, lock: int) -> None:
+    def __init__(self, output: Output, beside: str, slug: Slug, lock: int, unread: Sequence[str] = ()) -> None:
         self._output = output
         self._beside: str | None = beside
         self._lock = lock
         self.slug = slug
+        self.unread = unread
+        """Of a stack root that became a layer of an image: what was left out."""
 
     def commit(self) -> None:
         """Replace the last slug. Raises OSError; the last one is then still there."""
@@ -76,6 +79,7 @@ def prepare(
     _collect_leftovers(output)
     beside = f"{parent}/{_beside_prefix(output)}{os.urandom(6).hex()}"
     held = _Held()
+    unread: Sequence[str] = ()
     try:
         if output.format == "directory":
             slug = _directory(app, beside, output, owner, held)
@@ -84,13 +88,14 @@ def prepare(
             held.lock(os.open(beside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             written = write_image(app, beside, image or Image(), watcher)
             slug = _slug(output, written.contents, written.digest, written.bytes)
+            unread = written.unread
         else:
             target = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             held.lock(target)
             contents, digest = _archive(app, beside, target, output.format, watcher)
             os.fsync(target)
             slug = _slug(output, contents, digest, os.fstat(target).st_size)
-        return Prepared(output, beside, slug, held.fd)
+        return Prepared(output, beside, slug, held.fd, unread)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(output.path)

@@ -69,6 +69,21 @@ class Store:
         assert root is not None
         return digest, root
 
+    def collect(self) -> list[str]:
+        """Remove what killed builds have left of an image; returns the paths. Raises OSError."""
+        if not self.directory.is_dir():
+            return []
+        with _locked(self.directory, fcntl.LOCK_EX):
+            return self._remove_left()
+
+    def _remove_left(self) -> list[str]:
+        removed = []
+        for left in sorted(self.directory.glob(f"{_BESIDE}*")):
+            with contextlib.suppress(BlockingIOError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                remove_tree(str(left))
+                removed.append(str(left))
+        return removed
+
     def _place(self, digest: str) -> Path:
         return self.directory / digest.replace(":", "-").replace("/", "-")
 
@@ -79,9 +94,7 @@ class Store:
         lock = contextlib.ExitStack()
         # Under the store's lock: nobody takes it for a left one before it is locked itself.
         with _locked(self.directory, fcntl.LOCK_EX):
-            for left in self.directory.glob(f"{_BESIDE}*"):
-                with contextlib.suppress(BlockingIOError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                    remove_tree(str(left))
+            self._remove_left()
             (beside / "root").mkdir(parents=True)
             lock.enter_context(_locked(beside, fcntl.LOCK_EX))
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from support.sites import Site, snapshot
 
 pytest_plugins = ["support.site_fixtures"]
@@ -34,3 +35,16 @@ def test_it_sees_no_cache_and_all_the_source(site: Site) -> None:
 
 def test_options_that_are_about_a_slug_are_none_of_its(site: Site) -> None:
     site.nsbuild("detect", site.app(), "-b", site.buildpack(), "-o", "out").refused(2, "-o")
+
+
+@pytest.mark.parametrize("script", ["#!/nonexistent/python\n", "#!/bin/bash\r\nexit 0\r\n", "#!/etc/passwd\n"])
+def test_one_that_cannot_be_run_is_no_answer(site: Site, script: str) -> None:
+    """A wrong interpreter, the line ends of Windows, what is no program: not "does not match"."""
+    pack = site.buildpack(detect=script)
+    result = site.nsbuild("detect", site.app(), "-b", pack).refused(
+        125, f"bin/detect of {pack} cannot be run", "first"
+    )
+    assert "not compatible" not in result.err
+    site.nsbuild("build", "app", "-b", pack).refused(125, "cannot be run")
+    site.copy(pack, "set/pack")
+    site.nsbuild("detect", "app", "--default-buildpacks", site.path / "set").refused(125, "cannot be run")

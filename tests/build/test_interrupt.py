@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -167,6 +168,26 @@ def test_kill_9(built: Site, phase: str) -> None:
         path.unlink()  # the next build to the same output removes it: test_output.py
     built.build("app", built.path / "pack").ok()
     assert built.caches()[0].joinpath("kept").exists()
+
+
+def test_gc_removes_what_was_being_fetched_or_unpacked(site: Site) -> None:
+    """Nothing that somebody holds, and no buildpack that is in use."""
+    cache = "home/.cache/nsbuild"
+    left = [
+        site.mkdir(f"{cache}/buildpacks/trees/new-0123/tree/bin"),
+        site.mkdir(f"{cache}/stacks/new-4567/root/usr"),
+    ]
+    kept = site.mkdir(f"{cache}/stacks/sha256-1/root")
+    held = site.mkdir(f"{cache}/stacks/new-held/root")
+    lock = os.open(held.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = site.nsbuild("gc").ok().text.splitlines()
+    finally:
+        os.close(lock)
+    assert said == [f"removed {left[0].parents[1]}", f"removed {left[1].parents[1]}"]
+    assert kept.is_dir() and held.is_dir() and not left[0].exists() and not left[1].exists()
+    assert site.nsbuild("gc").ok().text == f"removed {held.parent}\n"
 
 
 def test_gc_leaves_running_builds_alone(site: Site) -> None:

@@ -198,6 +198,12 @@ def test_misuse_is_125(site: Site) -> None:
     site.run(site.app("empty", x="")).refused(125, "web", "none")
 
 
+def test_an_option_of_a_command_belongs_after_two_dashes(site: Site) -> None:
+    site.build(site.app(), site.buildpack()).ok()
+    site.run(site.out, "python", "-c", "x").refused(125, "'-c'", "goes after --")
+    site.run(site.out, "--prot", "1", "--", "true").refused(125, "--prot", "--port")
+
+
 # -- archives
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.sites import PERSON, Site, as_root, ordinary
-from support.stacks import Debian, directory, image, layer, layer_of, little_root, make_debian, member
+from support.stacks import Debian, directory, image, layer, layer_of, little_root, make_debian, member, tool
 
 pytest_plugins = ["support.site_fixtures"]
 
@@ -275,3 +276,44 @@ def test_root_builds_on_an_image_that_only_root_can_read(site: Site, little: Pat
 def test_loopback_names_without_a_network(site: Site, little: Path) -> None:
     assert socket.gethostbyname("localhost")
     assert "localhost" in look(site, little, "cat /etc/hosts", "--network", "none")
+
+
+# -- an image of the slug
+
+
+@pytest.mark.parametrize("form", ["image", "directory"])
+def test_an_image_of_the_slug_boots_by_itself(site: Site, little: Path, form: str) -> None:
+    """skopeo and umoci accept it; chroot runs it."""
+    root = str(little)
+    if form == "image":
+        image(site.path / "stack", layer_of(little))
+        root = str(site.path / "stack")
+    closed = site.write("little/etc/shadow", "x", 0o000)
+    os.link(closed, little / "etc/shadow-")
+    app = site.app(Procfile='web: echo "$BOOTED $(cat /etc/os-release)"\n')
+    site.write("app/.profile.d/x.sh", "export BOOTED=yes\n")
+    result = site.build(app, site.buildpack(), "--stack-root", root, output="oci:made").ok()
+    assert closed.stat().st_mode & 0o777 == 0
+    assert ("lacks 2 paths" in result.err, "etc/shadow" in result.err) == ((form == "directory" and PERSON != 0),) * 2
+    config = json.loads(tool(site, "skopeo", "inspect", "--config", "oci:made").stdout)
+    assert len(config["rootfs"]["diff_ids"]) == 2
+    manifest = json.loads(tool(site, "skopeo", "inspect", "--raw", "oci:made").stdout)
+    sizes = [each["size"] for each in manifest["layers"]]
+    assert sizes[1] < result.record["slug"]["bytes"] < sizes[0]
+    tool(site, "umoci", "unpack", "--rootless", "--image", "made:latest", "bundle")
+    environment = dict(line.split("=", 1) for line in config["config"]["Env"])
+    command = [*config["config"]["Entrypoint"], *config["config"]["Cmd"]]
+    words = [f"{name}={value}" for name, value in environment.items()]
+    enter = ["unshare", "--user", "--map-root-user", "chroot", "bundle/rootfs", "/bin/env", "-i", *words]
+    enter += ["/bin/bash", "-c", 'cd "$0" && exec "$@"', config["config"]["WorkingDir"], *command]
+    assert tool(site, *enter).stdout == 'yes PRETTY_NAME="Little 1"\n'
+    ran = site.run("made", "--stack-root", root).ok()
+    assert ran.text == 'yes PRETTY_NAME="Little 1"\n'
+    again = site.build(app, site.buildpack(), "--stack-root", root, output="oci:again").ok()
+    assert again.record["slug"]["digest"] == result.record["slug"]["digest"]
+
+
+def test_on_the_hosts_directories_an_image_has_the_app_alone(site: Site) -> None:
+    site.build(site.app(), site.buildpack(), "--stack-root", "/", output="oci:made").ok()
+    config = json.loads(tool(site, "skopeo", "inspect", "--config", "oci:made").stdout)
+    assert len(config["rootfs"]["diff_ids"]) == 1
