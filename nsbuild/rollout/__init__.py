@@ -28,4 +28,4 @@ __all__ = [
     "state_directory",
 ]
 
-__getattr__ = names_of(__name__, __all__, ("kill", "decision", "ledger", "source", "decide"))
+__getattr__ = names_of(__name__, __all__, ("kill", "decision", "source", "decide", "ledger"))

@@ -23,7 +23,8 @@ FLAGS = {DENY: "deny", ALLOW: "allow", RULES: "rule", PERCENTAGE: "percentage"}
 LARGEST = 1 << 20
 """Bytes of a file, which is not read beyond."""
 _DEEPEST = 64
-_NODES = 20_000
+_NODES = 5_000
+"""Half a millisecond's evaluation (`scripts/bench rollout`): a builder waits for it."""
 SALT = "nsbuild"
 """Where a flags file has none."""
 _OPERATORS = frozenset(
@@ -127,7 +128,9 @@ def _expanded(rule: object, evaluators: Mapping[str, Any], where: str, budget: l
     if depth > _DEEPEST:
         raise UsageError(f"{where}: its targeting is nested deeper than {_DEEPEST}.")
     if budget[0] < 0:
-        raise UsageError(f"{where}: the rules of the file have more than {_NODES} parts.", "Use a percentage.")
+        raise UsageError(
+            f"{where}: the rules of the file have more than {_NODES} parts.", "Use a percentage, or an attribute."
+        )
     if isinstance(rule, list):
         return [_expanded(part, evaluators, where, budget, depth + 1) for part in rule]
     if not isinstance(rule, dict):

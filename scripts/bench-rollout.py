@@ -1,0 +1,92 @@
+"""What a decision costs a build: cold, in an interpreter of its own, and warm; killed; with long lists; the records.
+
+Started by `scripts/bench rollout` in an installed copy, as an ordinary user. Processor time, which a busy machine
+stretches least; medians, never an assertion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nsbuild.rollout import Ledger, choose, killed
+from nsbuild.rollout.decide import decide
+from nsbuild.rollout.decision import Decision
+from nsbuild.rollout.edit import Change, apply
+from nsbuild.rollout.source import source_of
+
+COLD = """
+import sys, time
+began = time.process_time()
+from nsbuild.rollout import {name}
+{call}
+print((time.process_time() - began) * 1000)
+"""
+CHOOSE = "from pathlib import Path; choose(sys.argv[1], 'app-1', {'team': 'red'}, state=Path(sys.argv[2]))"
+RECORD = (
+    "from nsbuild.rollout.decision import Decision; from pathlib import Path\n"
+    "Ledger(Path(sys.argv[2])).decided(Decision('app-1', 'direct', 'off'))"
+)
+
+
+def cold(flags: Path, state: Path, name: str, call: str, rounds: int) -> list[float]:
+    """Milliseconds from the first import to the answer, in fresh interpreters."""
+    code = COLD.format(name=name, call=call)
+    command = [sys.executable, "-I", "-c", code, str(flags), str(state)]
+    return [float(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(rounds)]
+
+
+def warm(work: Callable[[], object], rounds: int) -> list[float]:
+    """Milliseconds of each call, after one that is not counted."""
+    work()
+    times = []
+    for _ in range(rounds):
+        began = time.process_time()
+        work()
+        times.append((time.process_time() - began) * 1000)
+    return times
+
+
+def show(what: str, times: list[float]) -> None:
+    print(f"{what:58} {statistics.median(times):8.3f} ms   (best {min(times):8.3f})", flush=True)
+
+
+def measure(flags: Path, state: Path, name: str, rounds: int) -> None:
+    with source_of(str(flags), state) as source:
+        show(f"decide, warm: {name}", warm(lambda: decide("app-1", {"team": "red"}, source), 500))
+    show(f"read and decide, warm: {name}", warm(lambda: choose(str(flags), "app-1", {}, state=state), 200))
+    show(f"read and decide, cold: {name}", cold(flags, state, "choose", CHOOSE, rounds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30, help="fresh interpreters for each line")
+    rounds = parser.parse_args().rounds
+    state = Path("state")
+    state.mkdir()
+    small, large = Path("small.json"), Path("large.json")
+    apply(str(small), Change(namespace=500, shadow=2500, deny=["bad"], allow={"big": "namespace"}), "bench")
+    apply(
+        str(large), Change(namespace=500, deny=[f"some-customers-app-{number}" for number in range(4_900)]), "bench"
+    )
+
+    measure(small, state, "a flags file as `set` writes it", rounds)
+    measure(large, state, "a list of 4,900 apps, the longest", rounds)
+    Path("small.json.kill").touch()
+    show("killed, warm", warm(lambda: killed("small.json"), 2000))
+    show("killed, cold", cold(small, state, "killed", "killed(sys.argv[1])", rounds))
+    ledger = Ledger(state)
+    made = Decision("app-1", "direct", "off")
+    show("a record, warm: opened and closed for each", warm(lambda: ledger.decided(made), 200))
+    with ledger:
+        show("a record, warm: kept open", warm(lambda: ledger.decided(made), 500))
+    show("a record, cold", cold(small, state, "Ledger", RECORD, rounds))
+
+
+if __name__ == "__main__":
+    main()
