@@ -86,7 +86,8 @@ class Record:
     `stack_root` is the digest of `nsbuild.stack.StackRoot`, empty for the host's own system directories.
     `attached` tells how `compile` and `exec` got each directory into the view, and why; `limits` what bounded them
     and by which means, and `usage` (fields of `nsbuild.sandbox.limits.Usage`) what they used. `sweep` tells what
-    was done about files left in HOME; `warnings` is for people. `first` is the build before, with --rebuild.
+    was done about files left in HOME; `warnings` is for people. `rollout` is what was
+    decided and came of it, with --rollout. `first` is the build before, with --rebuild.
     """
 
     id: str
@@ -118,6 +119,7 @@ class Record:
     warnings: list[str] = field(default_factory=list)
     result: str = ""
     exit_code: int | None = None
+    rollout: dict[str, Any] = field(default_factory=dict)
     first: Record | None = None
 
     def to_json(self) -> str:

@@ -82,17 +82,17 @@ def workspace(parent: Path, user: User) -> Iterator[Workspace]:
 
     Raises Refused when it cannot be made there (not ours, not writable, noexec).
     """
-    path = str(parent / f"{PREFIX}{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}")
+    path = name_in(parent)
     with contextlib.ExitStack() as stack:
         with signals_held():
             try:
-                lock = _make_locked(parent, path)
+                lock = make_locked(parent, path)
             except OSError as error:
                 raise Refused(
                     f"The workspace cannot be made in {parent}: {error.strerror}.",
                     "Give a directory of yours with --workspace-dir.",
                 ) from error
-            stack.callback(_remove, parent, path, lock)
+            stack.callback(remove_locked, parent, path, lock)
         made = Workspace(path, user)
         if made.owner is not None:
             os.chown(path, *made.owner)
@@ -114,7 +114,13 @@ def _open_up(path: str) -> None:
         os.close(fd)
 
 
-def _make_locked(parent: Path, path: str) -> int:
+def name_in(parent: Path) -> str:
+    """A name for a workspace below `parent`, which `collect_orphans` knows as one."""
+    return str(parent / f"{PREFIX}{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}")
+
+
+def make_locked(parent: Path, path: str) -> int:
+    """Make the directory `path` in `parent`; the lock on it, which tells that it is in use. Raises OSError."""
     while True:
         parent.mkdir(parents=True, exist_ok=True)
         _check_executable(parent)
@@ -129,7 +135,8 @@ def _make_locked(parent: Path, path: str) -> int:
         os.close(lock)
 
 
-def _remove(parent: Path, path: str, lock: int) -> None:
+def remove_locked(parent: Path, path: str, lock: int) -> None:
+    """Remove a directory of `make_locked`, and its parent where it was the last. Raises OSError."""
     with signals_held():
         try:
             remove_tree(path)

@@ -9,6 +9,7 @@ import click
 
 from nsbuild.buildpack import store as buildpacks
 from nsbuild.errors import Refused, UsageError
+from nsbuild.rollout.scratch import default_parent
 from nsbuild.stack import store as stacks
 from nsbuild.workspace import collect_orphans, user_cache
 from nsbuild.wrap import journal, pool, recovery
@@ -17,7 +18,7 @@ from nsbuild.wrap import journal, pool, recovery
 @click.command()
 @click.argument("directories", nargs=-1, metavar="[WORKSPACE_DIR]...")
 def gc(directories: tuple[str, ...]) -> int:
-    """Remove the workspaces that killed builds have left, and those that `compile` and `exec` keep for the next.
+    """Remove the workspaces and copies that killed builds have left, and what `compile` and `exec` keep for the next.
 
     Likewise what is left of buildpacks and stacks that were being fetched or unpacked.
 
@@ -33,6 +34,8 @@ def gc(directories: tuple[str, ...]) -> int:
         state = journal.state_directory()
         for sentence in recovery.recover_all(state):
             click.echo(sentence)
+        for removed in collect_orphans(default_parent()):
+            click.echo(f"removed {removed}")
         for removed in pool.clear(f"{os.path.dirname(state)}/workspaces", journal.workspaces(state)):
             click.echo(f"removed {removed}")
         for removed in _stores():

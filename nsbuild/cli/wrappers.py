@@ -15,7 +15,9 @@ from nsbuild.wrap import Unfinished, WrapOptions, compile_, exec_in_view, explai
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
+    from nsbuild.rollout.noted import Asked
     from nsbuild.sandbox.limits import Limits
     from nsbuild.wrap import WrapResult
 
@@ -50,6 +52,12 @@ OPTIONS = {
     "--user": ("USER", "as root: whom to run as, a name or UID:GID", BOTH),
     "--fallback": ("PATH", "never or direct: without a sandbox where the kernel refuses one", BOTH),
     "--report": ("FILE", "write the record, JSON", BOTH),
+    "--rollout": ("FILE", "let the flags in FILE decide: direct, shadow or namespace", ("compile",)),
+    "--app": ("ID", "with --rollout: for which app", ("compile",)),
+    "--attr": ("NAME=VALUE", "with --rollout: what rules may ask for, team=red; repeatable", ("compile",)),
+    "--path": ("PATH", "with --rollout: direct, shadow or namespace, whatever the flags say", ("compile",)),
+    "--rescue": ("", "with --rollout: run what failed in the namespace again, directly", ("compile",)),
+    "--shadow-timeout": ("TIME", "with --rollout: for a shadow's candidate (default 30m)", ("compile",)),
     "--tty": ("", "give it a terminal of its own, relayed to yours: for a shell", ("exec",)),
     "--explain": ("", "print the view instead of running anything in it", ("exec",)),
     "--verbose": ("", "say on stderr how each directory was attached, and why", BOTH),
@@ -58,6 +66,11 @@ OPTIONS = {
 
 # The first is the default.
 CHOICES = {"--attach": ("auto", "adopt", "bind"), "--network": ("host", "none"), "--fallback": ("never", "direct")}
+
+
+_WITH_ROLLOUT = ("--app", "--attr", "--path", "--rescue", "--shadow-timeout")
+_NOT_DIRECT = ("--network", "--memory", "--pids", "--cpu")
+"""What nothing would keep on the direct path, which a rollout may take at any time."""
 
 
 class Misused(Exception):
@@ -106,6 +119,8 @@ def main(command: str, words: Sequence[str]) -> int:
         if not isinstance(error, NsbuildError):
             raise
         problem = str(error)
+    if call.verbose and call.told:
+        _say(f"{call.told['path']}, as the rollout has decided ({call.told['reason']}).")
     if result is not None:
         problem = _tell(result, call.program, call.verbose, call.options.limits, problem)
     if problem:
@@ -125,17 +140,19 @@ class _Call:
         for name, allowed in CHOICES.items():
             if one(name, allowed[0]) not in allowed:
                 raise Misused(f"{name} {one(name)!r} is none of {', '.join(allowed)}.")
+        self.asked = _asked(options)
+        self.told: dict[str, Any] = {}
         self.options = WrapOptions(
             run_path=one("--run-path", "/app"),
             attach=one("--attach", "auto"),
-            fallback=one("--fallback", "never"),
+            fallback=one("--fallback", "never" if self.asked is None else "direct"),
             network=one("--network", "host"),
             user_namespaces="--no-userns" not in options,
             binds=tuple(_bind(text) for text in options.get("--bind", ())),
             exports=tuple(options.get("--with-export", ())),
             tmp=one("--tmp"),
             export_to=one("--export-to"),
-            timeout=_timeout(one("--timeout")) if "--timeout" in options else None,
+            timeout=_time("--timeout", one("--timeout")) if "--timeout" in options else None,
             limits=_limits(one("--memory"), one("--pids"), one("--cpu")),
             workspace_dir=one("--workspace-dir"),
             user=one("--user"),
@@ -162,6 +179,11 @@ class _Call:
     def run(self) -> WrapResult:
         if self.buildpack:
             cache_dir, env_dir = self.directories
+            if self.asked is not None:
+                from nsbuild.rollout.arms import Call, compile_decided
+
+                call = Call(self.buildpack, self.build_dir, cache_dir, env_dir, os.environ, self.options)
+                return compile_decided(self.asked, call, _say, self.told)
             return compile_(self.buildpack, self.build_dir, cache_dir, env_dir, os.environ, self.options, _say)
         return exec_in_view(self.build_dir, self.argv, os.environ, self.options, _say)
 
@@ -179,6 +201,7 @@ def _report(call: _Call, result: WrapResult | None, problem: str, code: int, sec
         error=problem,
         exit_code=code,
         seconds=seconds,
+        rollout=call.told,
     )
     try:
         write_atomic(call.report, record.to_json().encode("utf-8", "surrogateescape"), None)
@@ -238,6 +261,30 @@ def _parse(command: str, words: Sequence[str]) -> tuple[dict[str, list[str]], li
     return options, pending
 
 
+def _asked(options: dict[str, list[str]]) -> Asked | None:
+    """What --rollout and the options beside it say; None without it."""
+    if "--rollout" not in options:
+        for name in _WITH_ROLLOUT:
+            if name in options:
+                raise Misused(f"{name} is for --rollout FILE, which is missing.")
+        return None
+    if "--app" not in options:
+        raise Misused("--rollout needs --app ID.")
+    for name in _NOT_DIRECT:
+        if options.get(name, ["host"])[-1] != "host":
+            raise Misused(f"{name} cannot be kept on the direct path, which --rollout may take.")
+    from nsbuild.rollout.noted import Asked
+
+    return Asked(
+        options["--rollout"][-1],
+        options["--app"][-1],
+        tuple(options.get("--attr", ())),
+        options.get("--path", [""])[-1],
+        "--rescue" in options,
+        _time("--shadow-timeout", options.get("--shadow-timeout", ["30m"])[-1]),
+    )
+
+
 def _bind(text: str) -> tuple[str, str]:
     """SRC[:DST]; a source that exists as written, colons and all, is taken whole."""
     source = destination = text
@@ -263,11 +310,11 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
-def _timeout(text: str) -> float:
+def _time(option: str, text: str) -> float:
     try:
         return seconds_of(text)
     except Misused as error:
-        raise Misused(f"--timeout: {error}") from None
+        raise Misused(f"{option}: {error}") from None
 
 
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}

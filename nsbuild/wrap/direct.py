@@ -6,6 +6,7 @@ import errno
 import os
 import time
 
+from nsbuild.buildpack.exports import with_exports
 from nsbuild.sandbox.init import FORWARDED
 from nsbuild.sandbox.outcome import Outcome
 
@@ -13,10 +14,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
     from collections.abc import Mapping, Sequence
+
+    from nsbuild.wrap.plan import Request, WrapOptions
 else:
     import _signal as signal
 
 _GRACE = 10.0
+
+
+def directly(request: Request, environ: Mapping[str, str], options: WrapOptions) -> Outcome:
+    """What was asked for, as the builder calls it: the host's own paths, `--with-export` and `--timeout` kept."""
+    argv = request.argv
+    if request.buildpack:
+        directories = [request.build_dir, request.cache_dir, *([request.env_dir] if request.env_dir else [])]
+        argv = (f"{request.buildpack}/bin/compile", *directories)
+    exports = [path for path in options.exports if os.path.isfile(path)]
+    return run_directly(with_exports(exports, argv), environ, options.timeout)
 
 
 def run_directly(argv: Sequence[str], environ: Mapping[str, str], timeout: float | None) -> Outcome:

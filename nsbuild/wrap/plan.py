@@ -45,13 +45,17 @@ class WrapOptions(Value):
 
 
 class Request(Value):
-    """What was asked for: `buildpack` is empty for `exec`, `argv` for `compile`."""
+    """What was asked for: `buildpack` is empty for `exec`, `argv` for `compile`.
+
+    `stand_in` is a directory to show in place of the buildpack's, which may be gone.
+    """
 
     buildpack: str
     build_dir: str
     cache_dir: str
     env_dir: str
     argv: tuple[str, ...]
+    stand_in: str = ""
 
 
 class Plan(Value):
@@ -141,9 +145,11 @@ def make_plan(
         for path in (build.path, *(path for seen, path in here.lent.items() if seen != cache_dir)):
             _refuse_mixed(path, 0 if user.root_on_disk else user.uid, user)
     buildpack, copied = here.at(request.buildpack), ""
-    if buildpack and buildpack == request.buildpack:
-        copied = "" if os.access(buildpack, os.W_OK) else f"{workspace}/buildpack"
-        source = copied or buildpack
+    own = request.stand_in or request.buildpack
+    if buildpack and (buildpack == request.buildpack or request.stand_in):
+        buildpack = request.buildpack
+        copied = "" if os.access(own, os.W_OK) else f"{workspace}/buildpack"
+        source = copied or own
         on_disk = uid == 0 and not copied and _root_owned(source)
         here.binds.append(Bind(buildpack, source, writable=True, root_on_disk=on_disk))
     exports = [os.path.realpath(path) for path in options.exports if os.path.isfile(path)]
@@ -189,7 +195,7 @@ def make_plan(
         argv = (f"{buildpack}/bin/compile", *arguments)
     argv = with_exports([here.at(path) for path in exports], argv)
     cwd = _working_directory(paths, shown, user, buildpack or layout.build_dir)
-    return Plan(workspace, user, view, argv, env, cwd, here.attached, lent, copied or request.buildpack, bool(copied))
+    return Plan(workspace, user, view, argv, env, cwd, here.attached, lent, copied or own, bool(copied))
 
 
 def log_file(environ: Mapping[str, str]) -> str:

@@ -45,6 +45,17 @@ def recover_all(directory: str, failed: Callable[[OSError], None] | None = None)
     return said
 
 
+def recover_aloud(directory: str, say: Callable[[str], None]) -> None:
+    """Before anything else. What cannot be put back (now) is in the way of its own BUILD_DIR only."""
+
+    def failed(error: OSError) -> None:
+        place = f"{error.filename}: " if error.filename else ""
+        say(f"an interrupted launch cannot be recovered from: {place}{error.strerror}.")
+
+    for sentence in recover_all(directory, failed):
+        say(f"recovered from an interrupted launch: {sentence}.")
+
+
 def put_back(path: str) -> list[str]:
     """Put back everything of one journal, whose lock the caller holds, and remove it."""
     try:

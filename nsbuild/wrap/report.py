@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from nsbuild.record import BuildpackRecord, Phase, Record
 from nsbuild.wrap.plan import WrapOptions
@@ -21,8 +23,12 @@ def make_record(
     error: str,
     exit_code: int,
     seconds: float,
+    rollout: Mapping[str, Any],
 ) -> Record:
-    """What `compile` or `exec` did; `result` is None when nothing was run, and `error` then says why."""
+    """What `compile` or `exec` did; `result` is None when nothing was run, and `error` then says why.
+
+    `rollout` is what was decided, and came of it.
+    """
     record = Record(
         id=secrets.token_hex(4),
         source=os.path.abspath(build_dir),
@@ -34,6 +40,7 @@ def make_record(
         uid=os.geteuid(),
         exit_code=exit_code,
         result=error or "the command ended",
+        rollout=dict(rollout),
     )
     if buildpack:
         record.buildpacks = [BuildpackRecord(buildpack, "")]

@@ -6,7 +6,6 @@ import fcntl
 import os
 import zlib
 
-from nsbuild.buildpack.exports import with_exports
 from nsbuild.sandbox.init import FORWARDED
 from nsbuild.sandbox.launcher import Launcher
 from nsbuild.sandbox.mounts import mount_points
@@ -46,18 +45,23 @@ def compile_(
     environ: Mapping[str, str],
     options: WrapOptions,
     say: Callable[[str], None] = lambda sentence: None,
+    *,
+    turn: turns.Turn | None = None,
+    stand_in: str = "",
 ) -> WrapResult:
     """Run `BUILDPACK/bin/compile` with BUILD_DIR at the run path; `env_dir` may be empty.
 
     stdin, stdout, stderr, status and signals are the command's. BUILD_DIR and CACHE_DIR end where they were. With
     `options.fallback` `direct` a launch that the kernel refuses is done without a sandbox, after `say` was told so.
-    Raises NsbuildError, LaunchError or OSError when nothing of the buildpack has run, AfterCommandError when
-    something failed after it had.
+    With `turn` the caller has the turn on CACHE_DIR, and ends it; `stand_in` is shown where the buildpack was.
+    Raises NsbuildError, LaunchError or OSError when nothing of the buildpack has run (a Refused that came of looking,
+    before anything was touched, has an attribute `untouched`), AfterCommandError when something failed after it had.
     """
-    pack = _directory(buildpack, "The buildpack")
+    pack = _directory(stand_in or buildpack, "The buildpack")
     if not os.path.isfile(f"{pack}/bin/compile"):
         raise usage(f"{buildpack} is not a buildpack: it has no bin/compile.")
-    return _wrap(Request(pack, build_dir, cache_dir, env_dir, ()), environ, options, say)
+    request = Request(buildpack if stand_in else pack, build_dir, cache_dir, env_dir, (), stand_in)
+    return _wrap(request, environ, options, say, turn)
 
 
 def exec_in_view(
@@ -79,22 +83,24 @@ def explain_view(build_dir: str, environ: Mapping[str, str], options: WrapOption
 
 
 def _wrap(
-    request: Request, environ: Mapping[str, str], options: WrapOptions, say: Callable[[str], None]
+    request: Request,
+    environ: Mapping[str, str],
+    options: WrapOptions,
+    say: Callable[[str], None],
+    held: turns.Turn | None = None,
 ) -> WrapResult:
     if options.tty and not (os.isatty(0) and os.isatty(1)):
         raise usage("--tty needs terminals on stdin and stdout.")
     state = journal.state_directory()
-    _recover(state, say)
+    recovery.recover_aloud(state, say)
     lock = _lock(request.build_dir, state)
     turn = None
     # A signal in the middle of this would leave the caller's directories in the workspace: it waits, and is the
     # command's once there is one.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        if request.cache_dir:
-            turn = turns.take(f"{os.path.dirname(state)}/turns", request.cache_dir, say)
-            if turn.waited:
-                _recover(state, say)
+        if request.cache_dir and held is None:
+            turn = take_turn(request.cache_dir, state, say)
         signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         build = attach.read_facts(request.build_dir, [path for path, _ in mount_points()])
         _make_missing(request, environ, options, build)
@@ -102,8 +108,9 @@ def _wrap(
         try:
             try:
                 plan = make_plan(request, environ, options, build, workspace.path, attach.mount_id(workspace.path))
-            except BaseException:
+            except BaseException as error:
                 workspace.leave()
+                error.untouched = True  # type: ignore[attr-defined]
                 raise
             try:
                 return WrapResult(_run(plan, workspace, state, options), plan.attached)
@@ -130,15 +137,12 @@ class Unfinished(AfterCommandError):
         self.result = result
 
 
-def _recover(state: str, say: Callable[[str], None]) -> None:
-    """Before anything else. What cannot be put back (now) is in the way of its own BUILD_DIR only."""
-
-    def failed(error: OSError) -> None:
-        place = f"{error.filename}: " if error.filename else ""
-        say(f"an interrupted launch cannot be recovered from: {place}{error.strerror}.")
-
-    for sentence in recovery.recover_all(state, failed):
-        say(f"recovered from an interrupted launch: {sentence}.")
+def take_turn(cache_dir: str, state: str, say: Callable[[str], None]) -> turns.Turn:
+    """The turn on CACHE_DIR, which is where it belongs then. Raises OSError."""
+    turn = turns.take(f"{os.path.dirname(state)}/turns", cache_dir, say)
+    if turn.waited:
+        recovery.recover_aloud(state, say)
+    return turn
 
 
 def _make_missing(request: Request, environ: Mapping[str, str], options: WrapOptions, build: attach.Facts) -> None:
@@ -171,17 +175,11 @@ def _fall_back(
 ) -> WrapResult:
     """As the builder does it today. Nothing of the command has run: that is what a LaunchError says."""
     from nsbuild.sandbox.probe import explain
-    from nsbuild.wrap.direct import run_directly
+    from nsbuild.wrap.direct import directly
 
     reason = explain(refusal).sentence
     say(f"running directly, without a sandbox: {reason}")
-    argv = request.argv
-    if request.buildpack:
-        directories = [request.build_dir, request.cache_dir, *([request.env_dir] if request.env_dir else [])]
-        argv = (f"{request.buildpack}/bin/compile", *directories)
-    exports = [path for path in options.exports if os.path.isfile(path)]
-    outcome = run_directly(with_exports(exports, argv), environ, options.timeout)
-    return WrapResult(outcome, {}, path="direct", path_reason=reason)
+    return WrapResult(directly(request, environ, options), {}, path="direct", path_reason=reason)
 
 
 def _needs_sandbox(options: WrapOptions, say: Callable[[str], None]) -> bool:
@@ -292,7 +290,7 @@ def _finish(
     try:
         try:
             if plan.buildpack and options.export_to and outcome.exit_code == 0:
-                _keep_export(plan.buildpack, options.export_to)
+                keep_export(plan.buildpack, options.export_to)
         finally:
             try:
                 workspace.leave()
@@ -340,7 +338,7 @@ def _copy_buildpack(plan: Plan) -> None:
     os.chmod(plan.buildpack, 0o755)
 
 
-def _keep_export(buildpack: str, target: str) -> None:
+def keep_export(buildpack: str, target: str) -> None:
     """`target` becomes what this buildpack exports, which may be nothing."""
     from nsbuild.tree import open_beneath, read_beneath, write_atomic
 

@@ -1,0 +1,166 @@
+"""The candidate's own process: waits until the shipped build has been delivered, builds, compares, notes, removes."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nsbuild.audit.diff import Diff, DiffOptions, diff
+from nsbuild.audit.normal import Difference
+from nsbuild.errors import NsbuildError
+from nsbuild.rollout.arms import renamed
+from nsbuild.rollout.decision import CRASHED, DIFFERENT, FAILED, SAME, TIMED_OUT
+from nsbuild.rollout.noted import record_candidate
+from nsbuild.rollout.shadow import DELIVERED, JOB, LOCK
+from nsbuild.sandbox.outcome import LaunchError
+from nsbuild.sandbox.value import unpack
+from nsbuild.workspace import collect_orphans, remove_locked
+from nsbuild.wrap.plan import WrapOptions
+from nsbuild.wrap.wrap import compile_
+
+
+@dataclass(frozen=True)
+class Built:
+    """A candidate that was built, or not: `problem` is ours, when it has no exit code of its own.
+
+    `places` are where either was built, `slug` what was built, `shipped` what was shipped (empty: nothing was).
+    """
+
+    exit_code: int
+    timed_out: bool = False
+    problem: str = ""
+    slug: str = ""
+    shipped: str = ""
+    places: tuple[str, ...] = ()
+    run_path: str = "/app"
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+class _Late(Exception):
+    """The time limit, while slugs were compared."""
+
+
+def main() -> None:
+    """What `nsbuild.rollout.shadow.spawn` starts."""
+    with open(JOB, "rb") as file:  # noqa: PTH123
+        job = marshal.load(file)
+    wait_for_the_end(DELIVERED)
+    # The lowest priority there is, and with it the idle class of I/O: ioprio_set(2).
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    path = Path(job["path"])
+    started, began = time.time(), time.monotonic()
+    try:
+        built = _KINDS[job["kind"]](job)
+        result, more = judge(built, job["timeout"] - (time.monotonic() - began))
+    except Exception as error:
+        result, more = CRASHED, {"fallback": f"{type(error).__name__}: {error}"[:500]}
+    try:
+        seconds = round(time.monotonic() - began, 3)
+        record_candidate(job["decided"], result, started=started, seconds=seconds, **more)
+    finally:
+        remove_locked(path.parent, str(path), LOCK)
+        collect_orphans(path.parent)
+
+
+def wait_for_the_end(process: int) -> None:
+    """Until whoever waits for the process of this pidfd can have its status."""
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    poll.poll()
+    os.close(process)
+
+
+def judge(built: Built, left: float) -> tuple[str, dict[str, Any]]:
+    """The candidate's result, and what else an outcome says of it. `left` are the seconds that comparing may take.
+
+    `different` is what differs in more than the path, time, bytecode or order, or was not shipped at all.
+    """
+    more: dict[str, Any] = {"exit_code": built.exit_code, **built.more}
+    if built.timed_out or left <= 0:
+        return TIMED_OUT, more
+    if built.exit_code != 0:
+        return FAILED, {**more, "fallback": built.problem}
+    if not built.shipped:
+        return DIFFERENT, more
+    try:
+        found = _compared(built, left)
+    except _Late:
+        return TIMED_OUT, more
+    except Exception as error:
+        return CRASHED, {**more, "fallback": f"{type(error).__name__}: {error}"[:500]}
+    counts = {str(kind): sum(1 for change in found.counted if change.kind is kind) for kind in Difference}
+    more["diff"] = {kind: count for kind, count in counts.items() if count}
+    return DIFFERENT if counts[Difference.REAL] else SAME, more
+
+
+def _compared(built: Built, left: float) -> Diff:
+    def late(*_: object) -> None:
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, left)
+    try:
+        places = [place for place in built.places if place.count("/") > 1]
+        return diff(built.shipped, built.slug, DiffOptions(paths=places, run_paths=(built.run_path,)))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _compile(job: Mapping[str, Any]) -> Built:
+    """`nsbuild compile` of the copies, by the names that the builder's directories had."""
+    path = job["path"]
+    options = unpack(job["options"])
+    assert isinstance(options, WrapOptions)
+    ours = {"app": f"{path}/app", "cache": f"{path}/cache", "env": f"{path}/env" if job["given"][2] else ""}
+    places = {given: own for given, own in zip(job["given"], ours.values(), strict=True) if given}
+    places |= {real: own for real, own in zip(job["real"], ours.values(), strict=True) if real}
+    environ = renamed(job["environ"], places)
+    environ.pop("BUILDPACK_LOG_FILE", None)  # the builder's own
+    _go_where_it_was(job["cwd"], places)
+    options = options.replace(
+        attach="bind" if options.attach == "bind" else "auto",
+        exports=tuple(sorted(str(found) for found in Path(path, "exports").iterdir())),
+        tmp="",
+        export_to="",
+        fallback="never",
+        timeout=job["timeout"],
+        workspace_dir="",
+    )
+    try:
+        outcome = compile_(
+            job["buildpack"], ours["app"], ours["cache"], ours["env"], environ, options, stand_in=f"{path}/buildpack"
+        ).outcome
+    except LaunchError as error:
+        from nsbuild.sandbox.probe import explain
+
+        return Built(125, problem=explain(error).sentence)
+    except NsbuildError as error:
+        return Built(int(error.code), problem=error.sentence)
+    return Built(
+        outcome.exit_code,
+        outcome.timed_out,
+        slug=ours["app"],
+        shipped=f"{path}/shipped" if job["shipped"] else "",
+        places=(job["real"][0], ours["app"]),
+        run_path=options.run_path,
+    )
+
+
+def _go_where_it_was(cwd: str, places: Mapping[str, str]) -> None:
+    """The builder's working directory, where that is one of the copies; else nowhere that it may want to remove."""
+    mapped = renamed({"PWD": cwd}, places)["PWD"]
+    try:
+        os.chdir(mapped if mapped != cwd else "/")
+    except OSError:
+        os.chdir("/")
+
+
+_KINDS: Mapping[str, Callable[[Mapping[str, Any]], Built]] = {"compile": _compile}

@@ -1,0 +1,159 @@
+"""A shadow's candidate, on the side of the build that is shipped: copies, and a process that waits for the end.
+
+Copying is all that the shipped build waits for. The process is a fresh interpreter in a session of its own, with
+nothing of the builder's open but what it polls to see this process end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import marshal
+import os
+import time
+from pathlib import Path
+
+from nsbuild.rollout import cache
+from nsbuild.rollout.scratch import Scratch, default_parent
+from nsbuild.sandbox.remote import fresh_interpreter
+from nsbuild.sandbox.value import pack
+from nsbuild.sandbox.view import app_layout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
+
+    from nsbuild.rollout.arms import Call
+    from nsbuild.rollout.noted import Noted
+
+JOB, DELIVERED, LOCK = 0, 3, 4
+"""Descriptors of the candidate's process: what to do; this process, readable once it has ended; the lock."""
+_HIGH = 64
+_STATE = ("XDG_STATE_HOME", "NSBUILD_ROLLOUT_STATE")
+
+
+class Candidate:
+    """Copies of everything that a `compile` is given, in `scratch`."""
+
+    def __init__(self, call: Call, noted: Noted, timeout: float, scratch: Scratch) -> None:
+        """Raises OSError."""
+        self._call = call
+        self._noted = noted
+        self._timeout = timeout
+        self._scratch = scratch
+        self.started = False
+        scratch.copy(call.build_dir, "app")
+        scratch.copy(call.buildpack, "buildpack")
+        own = os.path.realpath(call.cache_dir)
+        if os.path.isdir(own) and cache.layout_of(own) == app_layout(call.options.run_path).name:
+            scratch.copy(own, "cache", skip=(cache.TAG, cache.NEW))
+        else:
+            scratch.make("cache", f"{scratch.path}/app")
+        if call.env_dir and os.path.isdir(call.env_dir):
+            scratch.copy(call.env_dir, "env")
+        exports = scratch.make("exports", f"{scratch.path}/app")
+        for number, path in enumerate(path for path in call.options.exports if os.path.isfile(path)):
+            Path(exports, f"{number:03}").write_bytes(Path(path).read_bytes())
+
+    def start(self, exit_code: int) -> None:
+        """The shipped build has ended, with BUILD_DIR as it is now: build the candidate once this process has.
+
+        Never raises for the candidate's sake.
+        """
+        try:
+            if exit_code == 0:
+                self._scratch.copy(self._call.build_dir, "shipped")
+            self._noted.told["shadow"] = dict(self._scratch.cost())
+            spawn(self._job(exit_code), self._scratch)
+            self.started = True
+        except OSError as error:
+            _lost(self._noted, error)
+
+    def _job(self, exit_code: int) -> dict[str, Any]:
+        call = self._call
+        return {
+            "kind": "compile",
+            "path": self._scratch.path,
+            "decided": self._noted.as_plain(),
+            "timeout": self._timeout,
+            "shipped": exit_code == 0,
+            "given": [call.build_dir, call.cache_dir, call.env_dir],
+            "real": [
+                os.path.realpath(path) if path else "" for path in (call.build_dir, call.cache_dir, call.env_dir)
+            ],
+            "buildpack": os.path.realpath(call.buildpack),
+            "cwd": _cwd(),
+            "environ": dict(call.environ),
+            "options": pack(call.options.replace(limits=None)),
+        }
+
+
+@contextlib.contextmanager
+def prepare(call: Call, noted: Noted, timeout: float, say: Callable[[str], None]) -> Iterator[Candidate | None]:
+    """A candidate that can be started; None, said and noted, when there cannot be one. Removed unless started."""
+    scratch = candidate = None
+    try:
+        named = call.options.workspace_dir
+        scratch = Scratch(Path(named).absolute() if named else default_parent())
+        candidate = Candidate(call, noted, timeout, scratch)
+    except OSError as error:
+        say(f"there will be no shadow: {error.filename or 'a copy'}: {error.strerror}.")
+        _lost(noted, error)
+    try:
+        yield candidate
+    finally:
+        if scratch is not None and (candidate is None or not candidate.started):
+            with contextlib.suppress(OSError):  # gc finds it
+                scratch.remove()
+
+
+def spawn(job: Mapping[str, Any], scratch: Scratch) -> None:
+    """Start the process that will do the job, and hand the workspace over to it. Raises OSError."""
+    with contextlib.ExitStack() as stack:
+
+        def high(fd: int, close: bool = True) -> int:
+            made = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+            stack.callback(os.close, made)
+            if close:
+                os.close(fd)
+            return made
+
+        body = high(os.memfd_create("nsbuild-candidate"))
+        with open(body, "wb", closefd=False) as file:
+            marshal.dump(dict(job), file)
+        os.lseek(body, 0, os.SEEK_SET)
+        ours = high(os.pidfd_open(os.getpid()))
+        lock = high(scratch.lock, close=False)
+        actions: list[tuple[Any, ...]] = [
+            (os.POSIX_SPAWN_DUP2, body, JOB),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+        ]
+        # A pipe of the builder's that stayed open here would keep whoever reads it waiting.
+        for name in os.listdir("/proc/self/fd"):
+            fd = int(name)
+            with contextlib.suppress(OSError):  # the listing's own
+                if fd > 2 and os.get_inheritable(fd):
+                    actions.append((os.POSIX_SPAWN_CLOSE, fd))
+        actions += [(os.POSIX_SPAWN_DUP2, ours, DELIVERED), (os.POSIX_SPAWN_DUP2, lock, LOCK)]
+        argv, environment = fresh_interpreter("nsbuild.rollout.candidate")
+        environment |= {os.fsencode(name): os.environb[os.fsencode(name)] for name in _STATE if name in os.environ}
+        os.posix_spawn(argv[0], argv, environment, file_actions=actions, setsid=True)
+        os.close(scratch.lock)
+
+
+def _lost(noted: Noted, error: OSError) -> None:
+    from nsbuild.rollout.noted import record_candidate
+
+    noted.told["shadow"] = {"problem": f"{error.filename or 'a copy'}: {error.strerror}"}
+    record_candidate(
+        noted.as_plain(), "crashed", started=time.time(), seconds=0.0, fallback=f"{error.filename}: {error.strerror}"
+    )
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"

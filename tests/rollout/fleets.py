@@ -1,0 +1,57 @@
+"""A builder whose compiles are rolled out, and what its ledger then holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rollout import files
+from support.builders import Builder
+from support.processes import eventually
+from support.sites import Result
+
+from nsbuild.rollout import Ledger, Outcome
+
+
+class Fleet:
+    """A builder with a flags file. `share` of 10,000 buckets go to the namespace."""
+
+    def __init__(self, builder: Builder, share: int = 10000) -> None:
+        self.builder = builder
+        self.flags = builder.path / "flags.json"
+        builder.names |= {"flags.json", "flags.json.kill"}
+        self.set(share)
+
+    def set(self, share: int, shadow: int = 0) -> None:
+        files.write(self.flags, files.document(percentage=files.share(share, shadow)))
+        self.flags.chmod(0o644)
+
+    def words(self, *options: str | Path) -> tuple[str | Path, ...]:
+        return "--rollout", self.flags, "--app", "app-1", *options
+
+    def compile(self, *options: str | Path, **more: Any) -> Result:
+        return self.builder.compile(*self.words(*options), **more)
+
+    @property
+    def state(self) -> Path:
+        return self.builder.state / "nsbuild/rollout"
+
+    def rows(self) -> list[Outcome]:
+        return list(Ledger(self.state).outcomes())
+
+    def decisions(self) -> list[str]:
+        return [decided.path for decided in Ledger(self.state).decisions()]
+
+    def only(self) -> Outcome:
+        """The one outcome, of the one decision, which is in the record."""
+        (row,) = self.rows()
+        (decided,) = Ledger(self.state).decisions()
+        assert row.decision == decided.id
+        return row
+
+    def candidate(self, timeout: float = 60) -> Outcome:
+        """The candidate's outcome, once it is there and its workspace is gone."""
+        assert eventually(lambda: any(row.shadow for row in self.rows()), timeout), "the candidate never ended"
+        copies = self.builder.state / "nsbuild/copies"
+        assert eventually(lambda: not copies.exists(), timeout), "the candidate's workspace was left"
+        return next(row for row in reversed(self.rows()) if row.shadow)
