@@ -181,23 +181,21 @@ class _Writer:
             time = int(info.st_mtime)
         try:
             fd = open_regular(self._descent.fd, name, unlock=self._own)
-            try:
-                self._contents(fd, name, encoded, info, time)
-            finally:
-                os.close(fd)
         except OSError as error:
             if isinstance(error, PermissionError) and not self._own:
                 self._unread.append(self._descent.shown(name))
                 return
-            if error.filename is None:
-                raise self._descent.named(error, name) from None
-            raise
+            raise self._descent.named(error, name) from None
+        try:
+            self._contents(fd, name, encoded, info, time)
+        finally:
+            os.close(fd)
         self._sizes[self._top] = self._sizes.get(self._top, 0) + info.st_size
 
     def _contents(self, fd: int, name: str, encoded: bytes, info: os.stat_result, time: int) -> None:
         size = left = info.st_size
         header = tar.member(encoded, tar.FILE, info.st_mode & 0o777, time, size)
-        piece = os.read(fd, min(left, _PIECE))
+        piece = self._read(fd, name, left)
         if len(piece) == size:
             self._sink(b"%s%s%s" % (header, piece, tar.padding(size)))
             if self._watcher is not None:
@@ -209,7 +207,14 @@ class _Writer:
             if self._watcher is not None:
                 self._watcher(self._path + name, info, piece)
             left -= len(piece)
-            piece = os.read(fd, min(left, _PIECE))
+            piece = self._read(fd, name, left)
         if left:
-            raise OSError(errno.ESTALE, "File became shorter while it was read")
+            raise self._descent.named(OSError(errno.ESTALE, "File became shorter while it was read"), name)
         self._sink(tar.padding(size))
+
+    def _read(self, fd: int, name: str, size: int) -> bytes:
+        """The next piece. Its errors are the member's, and the sink's are the target's."""
+        try:
+            return os.read(fd, min(size, _PIECE))
+        except OSError as error:
+            raise self._descent.named(error, name) from None

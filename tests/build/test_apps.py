@@ -85,7 +85,8 @@ def test_the_classic_layout_has_the_failure_of_issue_1006(apps: dict[str, App]) 
         output=app.directory,
         timeout=300,
     )
-    result.refused(11, "Node.js", "bin/compile")
+    result.refused(11, str(BUILDPACKS / "node"), "bin/compile")
+    assert "failed to compile Node.js app" in result.err
     assert b"PackageNotFoundError" in result.out or b"ModuleNotFoundError" in result.out
     assert result.record["layout"] == "classic"
     assert [phase["exit_code"] for phase in result.record["phases"] if phase["name"] == "compile"] == [0, 1]

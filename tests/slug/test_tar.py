@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 
-from nsbuild.slug import tar
+from nsbuild.slug import tar, write_tree
 
 NAMES = {
     "short": b"./a",
@@ -79,3 +81,16 @@ def test_a_directory_and_a_hard_link() -> None:
 
 def test_the_padding_ends_a_block() -> None:
     assert [len(tar.padding(size)) for size in (0, 1, 511, 512, 513)] == [0, 511, 1, 0, 511]
+
+
+@pytest.mark.parametrize("size", [3, 3 << 20])
+def test_a_sink_that_fails_is_not_the_fault_of_the_file_that_was_read(tmp_path: Path, size: int) -> None:
+    (tmp_path / "file").write_bytes(b"x" * size)
+
+    def full(data: bytes) -> None:
+        if b"xxx" in data:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError) as refusal:
+        write_tree(str(tmp_path), full)
+    assert (refusal.value.errno, refusal.value.filename) == (errno.ENOSPC, None)
