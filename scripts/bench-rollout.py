@@ -57,8 +57,8 @@ def show(what: str, times: list[float]) -> None:
 
 
 def measure(flags: Path, state: Path, name: str, rounds: int) -> None:
-    with source_of(str(flags), state) as source:
-        show(f"decide, warm: {name}", warm(lambda: decide("app-1", {"team": "red"}, source), 500))
+    source = source_of(str(flags), state)
+    show(f"decide, warm: {name}", warm(lambda: decide("app-1", {"team": "red"}, source), 500))
     show(f"read and decide, warm: {name}", warm(lambda: choose(str(flags), "app-1", {}, state=state), 200))
     show(f"read and decide, cold: {name}", cold(flags, state, "choose", CHOOSE, rounds))
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import stat
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -35,27 +33,22 @@ def choose(
     attributes = {"host": platform.node(), **attributes}
     if kill := killed(flags_file):
         return decide(app, attributes, Source(None), override=override, kill=kill)
-    with source_of(flags_file, state) as source:
-        return decide(app, attributes, source, override=override)
+    return decide(app, attributes, source_of(flags_file, state), override=override)
 
 
-@contextlib.contextmanager
-def source_of(flags_file: str, state: Path | None) -> Iterator[Source]:
+def source_of(flags_file: str, state: Path | None) -> Source:
     """What can be asked: the provider that the configuration names, else the file, else the last good one."""
-    with contextlib.ExitStack() as stack:
-        try:
-            name = settings().provider
-            if name:
-                from nsbuild.rollout.evaluate import named_provider
+    try:
+        name = settings().provider
+        if name:
+            from nsbuild.rollout.provider import named_provider
 
-                source = Source(stack.enter_context(named_provider(name)), SALT)
-            else:
-                source = read_source(flags_file, state, datetime.now(UTC))
-        except ImportError as error:
-            source = Source(None, problem=f"{error}: install nsbuild[rollout].")
-        except UsageError as error:
-            source = Source(None, problem=str(error))
-        yield source
+            return Source(named_provider(name), SALT)
+        return read_source(flags_file, state, datetime.now(UTC))
+    except ImportError as error:
+        return Source(None, problem=f"{error}: install nsbuild[rollout].")
+    except UsageError as error:
+        return Source(None, problem=str(error))
 
 
 def read_source(flags_file: str, state: Path | None, now: datetime) -> Source:
