@@ -240,7 +240,7 @@ class Store:
         try:
             unpack(archive, str(new), max_bytes=_MAX_UNPACKED, max_files=_MAX_FILES)
         except ArchiveError as error:
-            told = str(error).replace(str(archive), "it").rstrip(".")
+            told = str(error).replace(f"{archive}: ", "").replace(str(archive), "it").rstrip(".")
             raise UsageError(
                 f"The buildpack {reference.shown} cannot be unpacked: {told}.", "Give an archive of a buildpack."
             ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from nsbuild.sandbox import Bind, Launcher, Outcome, compose, read_host
 from nsbuild.slug.boot import RUN_PATH
 from nsbuild.slug.formats import format_of, read_json
 from nsbuild.slug.oci import RUN_PATH_LABEL
+from nsbuild.tree import remove_tree
+from nsbuild.tree.copy import copy_contents
 from nsbuild.workspace import Workspace
 
 _PIECE = 1 << 20
@@ -129,8 +132,27 @@ def _unsquash(slug: Path, work: Workspace, launcher: Launcher) -> None:
     said = bytearray()
     # Into the directory that is there (-f), which keeps its own mode.
     argv = ["unsquashfs", "-no-progress", "-quiet", "-no-xattrs", "-force", "-dest", _APP, _IMAGE]
-    outcome = _launch(launcher, work, argv, said, binds=[Bind(_IMAGE, str(slug), directory=False)])
+    if work.owner is None or slug.stat().st_mode & stat.S_IROTH:
+        outcome = _launch(launcher, work, argv, said, binds=[Bind(_IMAGE, str(slug), directory=False)])
+    else:
+        # Of root's own: unsquashfs opens it by its name, as the workspace's user.
+        copy = f"{work.directory('tmp')}/{Path(_IMAGE).name}"
+        try:
+            _copy(slug, copy, work.owner)
+            outcome = _launch(launcher, work, argv, said)
+        finally:
+            remove_tree(copy)
     _check(slug, "unsquashfs", outcome, said)
+
+
+def _copy(slug: Path, target: str, owner: tuple[int, int]) -> None:
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with slug.open("rb") as file:
+            copy_contents(file.fileno(), fd, os.fstat(file.fileno()))
+        os.fchown(fd, *owner)
+    finally:
+        os.close(fd)
 
 
 def _check(slug: Path, tool: str, outcome: Outcome, said: bytearray) -> None:

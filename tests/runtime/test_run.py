@@ -303,6 +303,17 @@ def test_root_runs_a_slug_that_root_owns(kept: Site, mixed: bool) -> None:
 
 @as_root
 @ordinary
+@as_root
+@pytest.mark.parametrize("name", ["slug.squashfs", "slug.tgz", "oci:image"])
+def test_root_runs_an_archive_that_only_root_can_read(site: Site, name: str) -> None:
+    slug = site.path / name.removeprefix("oci:")
+    site.build(site.app(Procfile="web: ls -A /tmp; echo ran\n"), site.buildpack(), output=name).ok()
+    for path in [slug, *slug.rglob("*")]:
+        os.chown(path, 0, 0)
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    assert site.run(slug, root=True).ok().out == b"ran\n"
+
+
 def test_a_user_runs_a_slug_of_somebody_elses(kept: Site) -> None:
     for path in [kept.out, *kept.out.rglob("*")]:
         os.chown(path, 0, 0, follow_symlinks=False)
