@@ -14,6 +14,7 @@ from typing import Any
 from nsbuild.audit.audit import CLASSIC, IN_THE_VIEW, WORKSPACES
 from nsbuild.audit.needles import needles_for
 from nsbuild.audit.normal import Difference, Paths, classify
+from nsbuild.audit.opened import Opened, opened
 from nsbuild.audit.output import printable
 from nsbuild.errors import UsageError
 from nsbuild.tree.beneath import open_beneath, open_root
@@ -29,13 +30,15 @@ LARGEST = 64 << 20
 @dataclass(frozen=True)
 class DiffOptions:
     """`paths` and `patterns` are where either was built, besides where nsbuild and the platforms build; `run_paths`
-    where they run. `ignored` are globs of paths, each with the reason for which a difference there does not count.
+    where they run, besides where they say. `ignored` are globs of paths, each with the reason for which a difference there does not count.
+    `workspace_dir` is where slugs that are no directories are unpacked.
     """
 
     paths: Sequence[str] = ()
     patterns: Sequence[str] = ()
-    run_paths: Sequence[str] = ("/app",)
+    run_paths: Sequence[str] = ()
     ignored: Sequence[tuple[str, str]] = ()
+    workspace_dir: str | None = None
 
 
 IGNORED = ((".nsbuild-slug", "nsbuild's own marker names the layout"),)
@@ -103,22 +106,25 @@ class Diff:
 
 
 def diff(a: str | Path, b: str | Path, options: DiffOptions | None = None) -> Diff:
-    """Compare two directories. Nothing is written.
+    """Compare two slugs of any formats, or directories. They are not changed.
 
-    Raises UsageError when one of them is not there or cannot be read, or for what is wrong in the options.
+    Raises UsageError when one of them is not there, is damaged or cannot be read, or for what is wrong in the options;
+    Refused when a slug cannot be unpacked here.
     """
     options = options or DiffOptions()
     try:
         needles = needles_for([*IN_THE_VIEW, *options.paths])
     except ValueError as error:
         raise UsageError(f"--path: {error}.", "Give the whole path of the build directory.") from None
-    paths = Paths(needles, [CLASSIC, WORKSPACES, *options.patterns], options.run_paths)
-    try:
-        left, right = _entries(str(a)), _entries(str(b))
-        with _Root(str(a)) as root_a, _Root(str(b)) as root_b:
-            return _Comparison(str(a), str(b), left, right, root_a, root_b, paths, options).run()
-    except OSError as error:
-        raise UsageError(f"{error.filename or a} cannot be read: {error.strerror}.", "Give two slugs.") from None
+    with opened(a, options.workspace_dir) as slug_a, opened(b, options.workspace_dir) as slug_b:
+        run_paths = dict.fromkeys((slug_a.run_path, slug_b.run_path, *options.run_paths))
+        paths = Paths(needles, [CLASSIC, WORKSPACES, *options.patterns], run_paths)
+        try:
+            left, right = _entries(slug_a), _entries(slug_b)
+            with _Root(slug_a) as root_a, _Root(slug_b) as root_b:
+                return _Comparison(str(a), str(b), left, right, root_a, root_b, paths, options).run()
+        except OSError as error:
+            raise UsageError(f"{error.filename or a} cannot be read: {error.strerror}.", "Give two slugs.") from None
 
 
 @dataclass(frozen=True)
@@ -129,10 +135,10 @@ class _Entry:
     target: str = ""
 
 
-def _entries(directory: str) -> dict[str, _Entry]:
+def _entries(slug: Opened) -> dict[str, _Entry]:
     found: dict[str, _Entry] = {}
-    with Descent(directory, open_root(directory, None)) as descent:
-        for event, name, info in walk(descent):
+    with Descent(slug.directory, open_root(slug.directory, None)) as descent:
+        for event, name, info in walk(descent, unlock=slug.ours):
             if event is Event.LEAVE:
                 continue
             path = descent.relative("" if event is Event.ENTER else name)
@@ -144,8 +150,9 @@ def _entries(directory: str) -> dict[str, _Entry]:
 class _Root:
     """A directory whose files are opened beneath it."""
 
-    def __init__(self, path: str) -> None:
-        self._fd = open_root(path, None)
+    def __init__(self, slug: Opened) -> None:
+        self._fd = open_root(slug.directory, None)
+        self._unlock = slug.ours
 
     def __enter__(self) -> _Root:
         return self
@@ -157,7 +164,7 @@ class _Root:
         parent, _, name = path.rpartition("/")
         directory = open_beneath(self._fd, parent or ".", os.O_PATH | os.O_DIRECTORY)
         try:
-            return open_regular(directory, name)
+            return open_regular(directory, name, unlock=self._unlock)
         finally:
             os.close(directory)
 

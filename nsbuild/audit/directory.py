@@ -16,15 +16,20 @@ _BLOCK = 1 << 20
 
 
 def audit_directory(
-    auditor: Auditor, directory: str, writer: Callable[[str, os.stat_result], str] | None = None
+    auditor: Auditor,
+    directory: str,
+    writer: Callable[[str, os.stat_result], str] | None = None,
+    *,
+    unlock: bool = False,
 ) -> None:
     """Feed everything below `directory`. What cannot be read, has vanished or changed becomes a problem.
 
-    `writer` tells who wrote an entry last. Raises OSError when the directory itself cannot be read.
+    `writer` tells who wrote an entry last; `unlock` is for a tree of our own, as in `walk`. Raises OSError when the
+    directory itself cannot be read.
     """
     seen: set[Identity] = set()
     with Descent(directory, open_root(directory, None)) as descent:
-        for event, name, info in walk(descent, tolerant=True):
+        for event, name, info in walk(descent, tolerant=True, unlock=unlock):
             if event is Event.LEAVE:
                 continue
             if event is Event.ENTER:
@@ -34,7 +39,7 @@ def audit_directory(
             if writer is not None:
                 auditor.writer(path, writer(path, info))
             try:
-                _audit_entry(auditor, descent, name, path, info, seen)
+                _audit_entry(auditor, descent, name, path, info, seen, unlock)
             except FileNotFoundError:
                 auditor.problem(path, "vanished while it was audited")
             except OSError as error:
@@ -42,7 +47,13 @@ def audit_directory(
 
 
 def _audit_entry(
-    auditor: Auditor, descent: Descent, name: str, path: str, info: os.stat_result, seen: set[Identity]
+    auditor: Auditor,
+    descent: Descent,
+    name: str,
+    path: str,
+    info: os.stat_result,
+    seen: set[Identity],
+    unlock: bool,
 ) -> None:
     if stat.S_ISLNK(info.st_mode):
         auditor.symlink(path, os.readlink(name, dir_fd=descent.fd))
@@ -54,7 +65,7 @@ def _audit_entry(
             return
         if info.st_nlink > 1:
             seen.add(identity(info))
-        fd = open_regular(descent.fd, name)
+        fd = open_regular(descent.fd, name, unlock=unlock)
         try:
             _audit_file(auditor, fd, path, info)
         finally:

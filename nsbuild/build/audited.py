@@ -84,7 +84,7 @@ class SlugAudit:
 
     def directory(self, path: str) -> None:
         """For a slug that is not archived."""
-        audit_directory(self._auditor, path, lambda name, info: self._writers.of(info.st_ctime))
+        audit_directory(self._auditor, path, lambda name, info: self._writers.of(info.st_ctime), unlock=True)
 
     def _feed(self, file: FileAudit, piece: bytes) -> None:
         file.feed(piece)

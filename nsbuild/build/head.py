@@ -45,7 +45,7 @@ def write_head(checkout: Checkout, writer: TreeWriter, skip: Callable[[str, bool
 def _write(checkout: Checkout, writer: TreeWriter, below: str, skip: Callable[[str, bool], bool]) -> tuple[int, int]:
     with private(checkout) as env:
         entries, modules = _entries(checkout, env, below, skip)
-        when = _commit_time(checkout, env)
+        when = _time_of(checkout, env)
         files = links = 0
         with _blobs(checkout, env, [oid for _, _, oid in entries]) as read:
             for mode, name, oid in entries:
@@ -107,7 +107,13 @@ def _records(stream: IO[bytes]) -> Iterator[bytes]:
         yield from records
 
 
-def _commit_time(checkout: Checkout, env: dict[str, str]) -> int:
+def commit_time(checkout: Checkout) -> int:
+    """When HEAD was committed, in seconds since 1970. Raises Refused."""
+    with private(checkout) as env:
+        return _time_of(checkout, env)
+
+
+def _time_of(checkout: Checkout, env: dict[str, str]) -> int:
     text = git(["cat-file", "commit", checkout.commit], env, checkout.git_dir)
     found = re.search(rb"^committer .* (\d+) [+-]\d+$", text, re.MULTILINE)
     return int(found[1]) if found else 0

@@ -14,13 +14,15 @@ from nsbuild.errors import ExitCode
 @click.argument("path")
 @click.option("--path", "paths", multiple=True, metavar="DIR", help="A place that nothing may remember, repeatable.")
 @click.option("--pattern", "patterns", multiple=True, metavar="REGEX", help="The same, as a regular expression.")
-@click.option("--run-path", default="/app", show_default=True, help="Where the slug runs.")
+@click.option("--run-path", metavar="DIR", help="Where the slug runs. Default: where it says, or /app.")
+@click.option("--record", metavar="FILE", help="The record of its build: which buildpack wrote what.")
 @click.option("--waivers", metavar="FILE", help="Findings that are known, and until when: TOML, docs/audit.md.")
+@click.option("--workspace-dir", metavar="DIR", help="Where a slug is unpacked.")
 @click.option("--all", "everything", is_flag=True, help="Show every finding, not the first 20 of a kind.")
 @click.option("--json", "shape", flag_value="json", help="Print JSON.")
 @click.option("--sarif", "shape", flag_value="sarif", help="Print SARIF 2.1.0.")
 def audit(path: str, shape: str | None, everything: bool, **options: object) -> int:
-    """Does anything in PATH, a slug or any directory, remember where it was built?
+    """Does anything in PATH, a slug of any format or a directory, remember where it was built?
 
     Without --path and --pattern: the places where nsbuild and the platforms build. Exits 14 when something would
     break at run time.

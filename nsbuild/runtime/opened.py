@@ -12,10 +12,10 @@ from nsbuild import buildpack as api
 from nsbuild.errors import Refused
 from nsbuild.runtime.slug import SlugInfo, read_slug
 from nsbuild.sandbox import Bind, Overlay, User, View, ViewError, compose, read_host
-from nsbuild.slug import format_of, unpack
+from nsbuild.slug import as_directory, workspaces
 from nsbuild.stack import HOST, StackRoot, open_stack_root, stored_stack_root
 from nsbuild.user import build_user
-from nsbuild.workspace import Workspace, user_cache, workspace
+from nsbuild.workspace import Workspace, workspace
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,9 @@ class Slug:
 def opened(path: Path, options: RunOptions) -> Iterator[Slug]:
     """The slug at `path`. Raises UsageError when it is none."""
     user = build_user(str(path), options.user)
-    if format_of(path) == "directory":
-        info = read_slug(str(path), str(path))
-        yield Slug(str(path), info, user, None, stack_root_of(info, options))
-        return
-    with new_workspace(user, options) as work:
-        unpack(path, work)
-        directory = work.directory("app")
+    with as_directory(path, user, options.workspace_dir) as (directory, own):
         info = read_slug(directory, str(path))
-        yield Slug(directory, info, user, work, stack_root_of(info, options))
+        yield Slug(directory, info, user, own, stack_root_of(info, options))
 
 
 def stack_root_of(info: SlugInfo, options: RunOptions) -> StackRoot:
@@ -83,8 +77,7 @@ def _words(digest: str, stack: str = "") -> str:
 
 def new_workspace(user: User, options: RunOptions) -> contextlib.AbstractContextManager[Workspace]:
     """Where `--workspace-dir` says, or in the user's cache."""
-    parent = options.workspace_dir or user_cache() / "apps" / ".workspaces"
-    return workspace(Path(parent).absolute(), user)
+    return workspace(workspaces(options.workspace_dir), user)
 
 
 def network_needs(options: RunOptions) -> api.NetworkNeeds:

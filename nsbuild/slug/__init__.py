@@ -5,8 +5,9 @@ from __future__ import annotations
 from nsbuild.slug.archive import Contents, Watcher, sizes, write_tree
 from nsbuild.slug.boot import boot
 from nsbuild.slug.formats import format_of
-from nsbuild.slug.marker import MARKER, RELEASE_FILE, mark
+from nsbuild.slug.marker import MARKER, RELEASE_FILE, mark, run_path_of
 from nsbuild.slug.oci import Image
+from nsbuild.slug.opened import as_directory, workspaces
 from nsbuild.slug.output import Output, check_output
 from nsbuild.slug.prepare import Prepared, prepare
 from nsbuild.slug.unpack import unpack
@@ -19,12 +20,15 @@ __all__ = [
     "Output",
     "Prepared",
     "Watcher",
+    "as_directory",
     "boot",
     "check_output",
     "format_of",
     "mark",
     "prepare",
+    "run_path_of",
     "sizes",
     "unpack",
+    "workspaces",
     "write_tree",
 ]

@@ -5,11 +5,28 @@ from __future__ import annotations
 import json
 import os
 
-from nsbuild.tree import open_beneath, remove_tree
+from nsbuild.tree import open_beneath, read_beneath, remove_tree
 
 MARKER = ".nsbuild-slug"
 RELEASE_FILE = ".release"
 """Where bin/release's output goes, as gliderlabs/herokuish include/buildpack.bash has it."""
+DEFAULT_RUN_PATH = "/app"
+_LIMIT = 1 << 20
+
+
+def run_path_of(directory: int) -> str:
+    """Where the slug that is open as `directory` runs: what its marker says, or /app where it has none.
+
+    Raises ValueError for a marker that is none, OSError for one that cannot be read.
+    """
+    try:
+        marker = json.loads(read_beneath(directory, MARKER, _LIMIT) or b"{}")
+    except (ValueError, RecursionError):
+        marker = None
+    path = marker.get("run_path", DEFAULT_RUN_PATH) if isinstance(marker, dict) else None
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise ValueError(f"{MARKER} does not say where the slug runs")
+    return path
 
 
 def mark(
