@@ -11,6 +11,8 @@ class ExitCode(IntEnum):
     OK = 0
     TESTS_FAILED = 1
     """`test`: the app was built, and its tests failed."""
+    DIFFERENT = 1
+    """`diff`, `verify`: the two are not the same."""
     NEEDS_CARE = 1
     """`lint`: something in it is known to have broken other buildpacks."""
     USAGE = 2

@@ -30,8 +30,8 @@ IN_THE_VIEW = ("/tmp/cache", "/tmp/env", "/tmp/buildpacks", "/tmp/codon/tmp")
 class AuditOptions:
     """`paths` are absolute paths that nothing should remember, `patterns` regular expressions of such. Without any,
     the places that nsbuild and the platforms build in. `run_path` is where the slug runs; without it, what the slug
-    says, or /app. `record` is that of its build, which tells who wrote what. `today` is for waivers. `workspace_dir` is
-    where a slug that is no directory is unpacked.
+    says, or /app. `record` is that of its build, which tells who wrote what. `today` is for waivers. A slug that is
+    no directory is unpacked in `workspace_dir`.
     """
 
     paths: Sequence[str] = ()

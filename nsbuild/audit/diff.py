@@ -30,8 +30,8 @@ LARGEST = 64 << 20
 @dataclass(frozen=True)
 class DiffOptions:
     """`paths` and `patterns` are where either was built, besides where nsbuild and the platforms build; `run_paths`
-    where they run, besides where they say. `ignored` are globs of paths, each with the reason for which a difference there does not count.
-    `workspace_dir` is where slugs that are no directories are unpacked.
+    where they run, besides where they say. `ignored` are globs of paths, each with the reason for which a difference
+    there does not count. Slugs that are no directories are unpacked in `workspace_dir`.
     """
 
     paths: Sequence[str] = ()
@@ -108,8 +108,8 @@ class Diff:
 def diff(a: str | Path, b: str | Path, options: DiffOptions | None = None) -> Diff:
     """Compare two slugs of any formats, or directories. They are not changed.
 
-    Raises UsageError when one of them is not there, is damaged or cannot be read, or for what is wrong in the options;
-    Refused when a slug cannot be unpacked here.
+    Raises UsageError when one of them is not there, is damaged or cannot be read, or for a wrong option; Refused
+    when a slug cannot be unpacked here.
     """
     options = options or DiffOptions()
     try:

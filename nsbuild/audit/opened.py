@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nsbuild.errors import UsageError
 from nsbuild.refusals import Refusals
-from nsbuild.slug import as_directory, run_path_of
+from nsbuild.slug import as_directory, marked
 from nsbuild.slug.formats import OCI_PREFIX
 from nsbuild.user import build_user
 
@@ -39,8 +39,9 @@ def opened(path: str | Path, workspace_dir: str | None = None, run_path: str | N
         if not place.is_dir() and not place.is_file():
             raise UsageError(f"{path} is neither a file nor a directory.", "Give a slug or a directory.")
         user = build_user(str(place))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.", "Give a slug or a directory.") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        why = error.strerror if isinstance(error, OSError) else "it is a loop of links"
+        raise UsageError(f"{path} cannot be read: {why}.", "Give a slug or a directory.") from None
     with Refusals(), as_directory(place, user, workspace_dir) as (directory, own):
         yield Opened(directory, run_path or _marked(directory, path), own is not None)
 
@@ -48,7 +49,7 @@ def opened(path: str | Path, workspace_dir: str | None = None, run_path: str | N
 def _marked(directory: str, path: str | Path) -> str:
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return run_path_of(fd)
+        return marked(fd).run_path
     except (ValueError, OSError) as error:
         raise UsageError(f"{path} does not say where it runs: {error}.", "Give --run-path.") from None
     finally:

@@ -10,6 +10,7 @@ from nsbuild.build.detection import detect_app
 from nsbuild.build.events import Event
 from nsbuild.build.options import DEFAULT_STACK, BuildError, BuildOptions
 from nsbuild.build.testing import run_tests
+from nsbuild.build.verify import Verified, verify
 from nsbuild.record import Phase, Record
 
 __all__ = [
@@ -19,9 +20,11 @@ __all__ = [
     "Event",
     "Phase",
     "Record",
+    "Verified",
     "build",
     "detect_app",
     "run_tests",
+    "verify",
 ]
 
 

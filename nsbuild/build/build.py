@@ -37,6 +37,8 @@ def build(
     options = options or BuildOptions()
     if options.shell_on_failure and not (os.isatty(0) and os.isatty(1)):
         raise UsageError("--shell-on-failure needs a terminal on stdin and stdout.", "Leave it out.")
+    if options.rebuild and options.reproducible:
+        raise UsageError("--reproducible uses no cache, and --rebuild is about the cache.", "Leave one of them out.")
     opened = open_source(source, dirty=options.dirty)
     given = check_given(buildpacks, options)
     output = slugs.check_output(options.output or f"{opened.name or 'slug'}.tgz", opened.path)
@@ -62,7 +64,7 @@ def build(
 def _build(at: Session, output: slugs.Output) -> bytes | None:
     """Everything but putting it in place; what bin/release has printed. Raises NsbuildError."""
     try:
-        staged = at.stage(str(output.path))
+        staged = at.stage(str(output.path), with_cache=not at.options.reproducible)
         used = run_chain(at.calls, staged)
         release_output = release(at.calls, used[-1])
     except BuildError as error:

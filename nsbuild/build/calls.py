@@ -39,6 +39,7 @@ class Calls:
         log: Log,
         root: str = "/",
         disk: DiskWatch | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.disk = disk
         self.options = options
@@ -60,7 +61,12 @@ class Calls:
             stack=options.stack,
             source_version=log.record.source_version,
             request_id=log.record.id,
-            more={**needs.variables, **passed, **({"SSH_AUTH_SOCK": AGENT} if options.ssh else {})},
+            more={
+                **needs.variables,
+                **(variables or {}),
+                **passed,
+                **({"SSH_AUTH_SOCK": AGENT} if options.ssh else {}),
+            },
         )
         self.view = build_view(options, layout, work, api.network_binds(needs, layout.build_dir, root), root)
 

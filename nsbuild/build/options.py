@@ -29,8 +29,8 @@ class BuildOptions:
     `ssh` forwards the agent that SSH_AUTH_SOCK names; `secrets` are (ID, file), seen at /run/secrets/ID.
     `rebuild` builds twice, the second time from the cache of the first; `shell_on_failure` opens a shell on this
     process's terminal where a buildpack has failed. `audit` is what is done about paths of the build in the slug:
-    `off`, `warn`, or `fail` when something would break. `stack_root` is what `nsbuild.stack.open_stack_root` takes. `reproducible` builds
-    without a cache, and gives buildpacks nothing of ours that differs from build to build.
+    `off`, `warn`, or `fail` when something would break. `stack_root` is what `nsbuild.stack.open_stack_root` takes.
+    `reproducible` builds without a cache, and gives buildpacks nothing of ours that differs from build to build.
     """
 
     output: str | None = None

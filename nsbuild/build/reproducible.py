@@ -7,7 +7,7 @@ from nsbuild.build.source import Source
 from nsbuild.slug.archive import TIME
 
 BUILD_ID = "00000000"
-"""In REQUEST_ID, DYNO and the classic layout's paths: some buildpacks write their environment down."""
+"""Of every such build: in the classic layout's paths, and in what some buildpacks write down of their environment."""
 
 
 def variables(source: Source) -> dict[str, str]:
@@ -16,4 +16,9 @@ def variables(source: Source) -> dict[str, str]:
     bytecode that knows its source by a hash. Raises Refused.
     """
     committed = commit_time(source.checkout) if source.checkout is not None and source.checkout.commit else 0
-    return {"SOURCE_DATE_EPOCH": str(max(committed, TIME)), "PYTHONHASHSEED": "0"}
+    return {
+        "SOURCE_DATE_EPOCH": str(max(committed, TIME)),
+        "PYTHONHASHSEED": "0",
+        "REQUEST_ID": BUILD_ID,
+        "DYNO": f"build.{BUILD_ID}",
+    }

@@ -16,6 +16,7 @@ from nsbuild.build.events import Monitor
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildOptions, layout_of
 from nsbuild.build.private import secret_values
+from nsbuild.build.reproducible import BUILD_ID, variables
 from nsbuild.build.source import Source
 from nsbuild.build.staging import Staged, stage_buildpacks, stage_cache, stage_source
 from nsbuild.disk import DiskWatch
@@ -86,7 +87,8 @@ def session(
     Raises NsbuildError; it has an attribute `record` once the build had begun.
     """
     build_id = secrets.token_hex(4)
-    layout = layout_of(options, build_id)
+    layout = layout_of(options, BUILD_ID if options.reproducible else build_id)
+    same = variables(source) if options.reproducible else {}
     surprising = api.check_config_vars(options.config_vars)
     user = build_user(str(source.path), options.user)
     cache_root = Path(options.cache_dir or user_cache() / "apps").absolute()
@@ -113,7 +115,7 @@ def session(
             _disk_watch(work, options) as disk,
         ):
             stack_root = _open_stack_root(options, log)
-            calls = Calls(options, layout, work, launcher, log, stack_root.path, disk)
+            calls = Calls(options, layout, work, launcher, log, stack_root.path, disk, same)
             log.hidden.update(secret_values(options.secrets))
             for name in surprising:
                 log.warn(

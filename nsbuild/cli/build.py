@@ -79,6 +79,9 @@ from nsbuild.tree import write_atomic
 @click.option("--report", metavar="FILE", help="Write the record of the build, JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Events on stdout, one a line: docs/events.md.")
 @click.option("--rebuild", is_flag=True, help="Build twice, the second time from the cache of the first.")
+@click.option(
+    "--reproducible", cls=AppOption, is_flag=True, help="Without a cache, and so that two builds give the same slug."
+)
 @click.option("--shell-on-failure", is_flag=True, help="A shell in what is left where a buildpack has failed.")
 @click.pass_context
 def build(context: click.Context, /, **given: Any) -> int:

@@ -19,6 +19,7 @@ _NOT = (
     "enforce_limits",
     "disk",
     "rebuild",
+    "reproducible",
     "shell_on_failure",
 )
 

@@ -15,13 +15,15 @@ from nsbuild.audit.diff import diff as diff_paths
 @click.argument("b")
 @click.option("--path", "paths", multiple=True, metavar="DIR", help="Where one of them was built, repeatable.")
 @click.option("--pattern", "patterns", multiple=True, metavar="REGEX", help="The same, as a regular expression.")
-@click.option("--run-path", "run_paths", multiple=True, metavar="DIR", help="Where they run. Default: where they say.")
+@click.option(
+    "--run-path", "run_paths", multiple=True, metavar="DIR", help="Where they run. Default: where they say."
+)
 @click.option("--ignore", "globs", multiple=True, metavar="GLOB", help="Paths whose differences do not count.")
 @click.option("--workspace-dir", metavar="DIR", help="Where slugs are unpacked.")
 @click.option("--all", "everything", is_flag=True, help="Show every difference, not the first 15 of a kind.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def diff(a: str, b: str, globs: tuple[str, ...], everything: bool, as_json: bool, **options: object) -> int:
-    """Compare two slugs of any formats, or directories, and tell differences of the path, of time and of order from real ones.
+    """Compare two slugs or directories, and tell differences of the path, of time and of order from real ones.
 
     Exits 0 when they are the same, 1 when they differ, 2 in trouble.
     """

@@ -31,9 +31,12 @@ _HOMES = {
     "run": "nsbuild.cli.run",
     "shell": "nsbuild.cli.shell",
     "test": "nsbuild.cli.test",
+    "verify": "nsbuild.cli.verify",
 }
 _WRAPPERS = frozenset({*wrappers.USAGE, "run", "shell"})
 """Their status is the command's own, so a failure of ours is 125 whatever it is."""
+_COMPARING = frozenset({"audit", "diff"})
+"""Scripts know them as they know diff(1): whatever the trouble is, it is 2."""
 
 
 class _Group(click.Group):
@@ -74,7 +77,9 @@ def group() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Never shows a traceback for what a user can cause."""
     words = list(sys.argv[1:] if argv is None else argv)
-    wrapper = next((word for word in words if not word.startswith("-")), "") in _WRAPPERS
+    command = next((word for word in words if not word.startswith("-")), "")
+    misuse = ExitCode.REFUSED if command in _WRAPPERS else ExitCode.USAGE
+    refused = ExitCode.USAGE if command in _COMPARING else ExitCode.REFUSED
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, _interrupt)
@@ -87,14 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(result or 0)
     except NsbuildError as error:
         _say(error)
-        return int(ExitCode.REFUSED) if wrapper and error.code == ExitCode.USAGE else int(error.code)
+        return int({ExitCode.USAGE: misuse, ExitCode.REFUSED: refused}.get(error.code, error.code))
     except click.exceptions.NoArgsIsHelpError as error:
         say(error.ctx.get_help() if error.ctx else "")
-        return int(ExitCode.REFUSED if wrapper else ExitCode.USAGE)
+        return int(misuse)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "nsbuild"
         say(f"nsbuild: {error.format_message()} See {where} --help.")
-        return int(ExitCode.REFUSED if wrapper else ExitCode.USAGE)
+        return int(misuse)
     except (click.Abort, KeyboardInterrupt):
         say("nsbuild: Interrupted.")
         return int(ExitCode.INTERRUPTED)
@@ -105,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         say(f"nsbuild: {place}{error.strerror or error}.")
-        return int(ExitCode.REFUSED)
+        return int(refused)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -24,25 +24,25 @@ class JsonProgress:
     def __call__(self, event: Event) -> None:
         if event.kind == "started":
             self._phase = {"phase": event.name, "buildpack": event.text}
-            _write("started", self._phase)
+            write_event("started", self._phase)
         elif event.kind == "ended":
             self._output(b"", final=True)
-            _write("ended", {"phase": event.name, "buildpack": event.text, "seconds": event.seconds})
+            write_event("ended", {"phase": event.name, "buildpack": event.text, "seconds": event.seconds})
             self._phase = {}
         elif event.kind == "output":
             self._output(event.data)
         elif event.kind == "download":
-            _write("download", {"text": event.text, "done": event.done, "total": event.total or None})
+            write_event("download", {"text": event.text, "done": event.done, "total": event.total or None})
         else:
-            _write(event.kind, {**self._phase, "text": event.text})
+            write_event(event.kind, {**self._phase, "text": event.text})
 
     def finished(self, record: Record) -> None:
-        _write("result", {"record": dataclasses.asdict(record), "error": None})
+        write_event("result", {"record": dataclasses.asdict(record), "error": None})
 
     def failed(self, error: NsbuildError) -> None:
         record = getattr(error, "record", None)
         about = {"code": int(error.code), "sentence": error.sentence, "fix": error.fix}
-        _write("result", {"record": dataclasses.asdict(record) if record else None, "error": about})
+        write_event("result", {"record": dataclasses.asdict(record) if record else None, "error": about})
 
     def close(self) -> None:
         return
@@ -56,10 +56,11 @@ class JsonProgress:
             text.encode()
         except UnicodeEncodeError:
             raw = text.encode("utf-8", "surrogateescape")
-            _write("output", {**self._phase, "base64": base64.b64encode(raw).decode()})
+            write_event("output", {**self._phase, "base64": base64.b64encode(raw).decode()})
         else:
-            _write("output", {**self._phase, "text": text})
+            write_event("output", {**self._phase, "text": text})
 
 
-def _write(kind: str, fields: dict[str, Any]) -> None:
+def write_event(kind: str, fields: dict[str, Any]) -> None:
+    """One line of JSON on stdout."""
     write_out(json.dumps({"time": round(time.time(), 3), "kind": kind, **fields}).encode() + b"\n")

@@ -11,7 +11,7 @@ from nsbuild.cli.build import params_without, run_build
 from nsbuild.cli.configured import Configured
 from nsbuild.cli.say import say
 
-_NOT = ("output", "keep_credentials", "rebuild", "shell_on_failure")
+_NOT = ("output", "keep_credentials", "rebuild", "reproducible", "shell_on_failure")
 
 
 @click.command(cls=Configured, params=params_without(*_NOT))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from nsbuild import buildpack as api
 from nsbuild.errors import UsageError
-from nsbuild.slug import RELEASE_FILE, run_path_of
+from nsbuild.slug import RELEASE_FILE, marked
 from nsbuild.tree import read_beneath
 
 _LIMIT = 1 << 20
@@ -32,17 +32,17 @@ def read_slug(directory: str, name: str) -> SlugInfo:
     """What an unpacked slug says of itself. Raises UsageError when one of its files is malformed."""
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        run_path = run_path_of(fd)
+        mark = marked(fd)
         release = api.parse_release(read_beneath(fd, RELEASE_FILE, _LIMIT) or b"")
         procfile = (read_beneath(fd, "Procfile", _LIMIT) or b"").decode("utf-8", "surrogateescape")
         types, warnings = api.parse_procfile(procfile)
         return SlugInfo(
-            run_path,
+            mark.run_path,
             {**release.default_process_types, **types},
             release.config_vars,
             warnings,
-            str(marker.get("stack", "")),
-            str(marker.get("stack_root", "")),
+            mark.stack,
+            mark.stack_root,
         )
     except (ValueError, OSError) as error:
         raise UsageError(f"The slug {name} cannot be read: {error}", "Build it again.") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nsbuild.slug.archive import Contents, Watcher, sizes, write_tree
 from nsbuild.slug.boot import boot
 from nsbuild.slug.formats import format_of
-from nsbuild.slug.marker import MARKER, RELEASE_FILE, mark, run_path_of
+from nsbuild.slug.marker import MARKER, RELEASE_FILE, Marked, mark, marked
 from nsbuild.slug.oci import Image
 from nsbuild.slug.opened import as_directory, workspaces
 from nsbuild.slug.output import Output, check_output
@@ -17,6 +17,7 @@ __all__ = [
     "RELEASE_FILE",
     "Contents",
     "Image",
+    "Marked",
     "Output",
     "Prepared",
     "Watcher",
@@ -25,8 +26,8 @@ __all__ = [
     "check_output",
     "format_of",
     "mark",
+    "marked",
     "prepare",
-    "run_path_of",
     "sizes",
     "unpack",
     "workspaces",

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 
 from nsbuild.tree import open_beneath, read_beneath, remove_tree
 
 MARKER = ".nsbuild-slug"
 RELEASE_FILE = ".release"
 """Where bin/release's output goes, as gliderlabs/herokuish include/buildpack.bash has it."""
-DEFAULT_RUN_PATH = "/app"
 _LIMIT = 1 << 20
 
 
-def run_path_of(directory: int) -> str:
-    """Where the slug that is open as `directory` runs: what its marker says, or /app where it has none.
+@dataclass(frozen=True)
+class Marked:
+    """`run_path` is where the slug was built to run; `stack` and `stack_root` (a digest, empty for the host's own
+    directories) what it was built on.
+    """
+
+    run_path: str = "/app"
+    stack: str = ""
+    stack_root: str = ""
+
+
+def marked(directory: int) -> Marked:
+    """What the slug that is open as `directory` is marked with; the defaults for one of somebody else's.
 
     Raises ValueError for a marker that is none, OSError for one that cannot be read.
     """
     try:
-        marker = json.loads(read_beneath(directory, MARKER, _LIMIT) or b"{}")
-    except (ValueError, RecursionError):
-        marker = None
-    path = marker.get("run_path", DEFAULT_RUN_PATH) if isinstance(marker, dict) else None
-    if not isinstance(path, str) or not path.startswith("/"):
-        raise ValueError(f"{MARKER} does not say where the slug runs")
-    return path
+        found = json.loads(read_beneath(directory, MARKER, _LIMIT) or b"{}")
+        return Marked(**{name: str(found[name]) for name in Marked.__dataclass_fields__ if name in found})
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise ValueError(f"{MARKER} is no marker of nsbuild's") from None
 
 
 def mark(

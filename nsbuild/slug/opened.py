@@ -19,8 +19,8 @@ def workspaces(given: str | None) -> Path:
 
 @contextlib.contextmanager
 def as_directory(path: Path, user: User, workspace_dir: str | None = None) -> Iterator[tuple[str, Workspace | None]]:
-    """The directory, and the workspace whose `app` it is, unpacked there and used by nobody else; None for a slug that
-    is a directory, which is not to be written to.
+    """The directory, and the workspace whose `app` it is, unpacked there and used by nobody else; None for a slug
+    that is a directory, which is not to be written to.
 
     Raises UsageError for what is neither a directory nor a whole slug, Refused, LaunchError, OSError.
     """

@@ -40,7 +40,7 @@ def test_stale_is_no_failure(slug: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere"], "nowhere cannot be audited: No such file or directory"),
+        (["nowhere"], "nowhere cannot be read: No such file or directory"),
         ([".", "--path", "app"], "--path: 'app' is not an absolute path"),
         ([".", "--pattern", "("], "--pattern: "),
         ([".", "--waivers", "nowhere"], "waivers nowhere cannot be read"),

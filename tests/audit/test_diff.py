@@ -158,8 +158,8 @@ def test_two_owners(pair: tuple[Path, Path]) -> None:
 
 
 def test_what_is_ignored_is_told_apart(pair: tuple[Path, Path]) -> None:
-    (pair[0] / ".nsbuild-slug").write_text("app")
-    (pair[1] / ".nsbuild-slug").write_text("classic")
+    (pair[0] / ".nsbuild-slug").write_text('{"layout": "app"}')
+    (pair[1] / ".nsbuild-slug").write_text('{"layout": "classic"}')
     (pair[0] / "x.log").write_text("")
     result = diff(*pair, DiffOptions(ignored=[("*.log", "logs")]))
     assert result.counted == [] and len(result.changes) == 2

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsbuild.audit import Auditor, Matcher, audit_directory, needles_for
@@ -47,7 +47,7 @@ def reasons(report: Report) -> dict[str, str]:
     rest=st.binary(max_size=2000),
     name=st.sampled_from(["a", "a.pyc", "a.zip", "a.tar", "a.pth"]),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None)
 def test_any_bytes(head: bytes, rest: bytes, name: str) -> None:
     file = FileAudit(Matcher(needles_for([PLACE])), name, executable=True)
     file.feed(head + rest + PLACE.encode() + b"\0" + rest)
@@ -56,6 +56,7 @@ def test_any_bytes(head: bytes, rest: bytes, name: str) -> None:
 
 
 @given(data=st.data())
+@settings(deadline=None)
 def test_a_program_with_bytes_changed(data: st.DataObject) -> None:
     program = bytearray(Path("/bin/true").read_bytes() + PLACE.encode() + b"\0")
     for _ in range(data.draw(st.integers(1, 20))):
@@ -130,12 +131,12 @@ def test_a_file_that_vanishes_or_shrinks(tmp_path: Path, monkeypatch: pytest.Mon
     auditor = Auditor("x", Matcher(needles_for([PLACE])))
     real = open_regular
 
-    def meanwhile(fd: int, name: str) -> int:
+    def meanwhile(fd: int, name: str, *, unlock: bool) -> int:
         if name == "a":
             (tmp_path / "b").unlink()
         if name == "c":
             os.truncate(tmp_path / "c", 1 << 20)
-        return real(fd, name)
+        return real(fd, name, unlock=unlock)
 
     monkeypatch.setattr("nsbuild.audit.directory.open_regular", meanwhile)
     audit_directory(auditor, str(tmp_path))

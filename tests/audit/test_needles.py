@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nsbuild.audit.decode import container
 from nsbuild.audit.file import FileAudit
 from nsbuild.audit.needles import Matcher, needles_for
 
@@ -21,7 +22,7 @@ def offsets(data: bytes, cuts: list[int], matcher: Matcher) -> list[tuple[str, i
     for start, end in itertools.pairwise(edges):
         file.feed(data[start:end])
     findings, problems = file.close()
-    assert problems == []
+    assert problems == [] or container(data), "what begins as an archive and is none"
     return sorted((finding.place, finding.offset, finding.count) for finding in findings)
 
 

@@ -89,7 +89,7 @@ def test_an_app_cannot_widen_what_a_build_sees_or_writes(write: Write, name: str
 def test_what_an_app_may_set_is_a_short_list() -> None:
     """A new option is the user's only, until somebody has thought about it."""
     allowed = {name for name, option in options_of_build().items() if isinstance(option, AppOption)}
-    assert allowed == {"buildpack", "stack", "layout", "run-path", "timeout"}
+    assert allowed == {"buildpack", "stack", "layout", "run-path", "timeout", "reproducible"}
     assert set(WIDENING) < set(options_of_build())
 
 
