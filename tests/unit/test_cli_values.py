@@ -80,6 +80,7 @@ def test_the_exit_codes_are_those_that_scripts_depend_on() -> None:
     assert {name: int(code) for name, code in ExitCode.__members__.items()} == {
         "OK": 0,
         "TESTS_FAILED": 1,
+        "DIFFERENT": 1,
         "NEEDS_CARE": 1,
         "USAGE": 2,
         "UNFIT": 3,
