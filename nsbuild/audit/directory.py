@@ -74,7 +74,7 @@ def _audit_entry(
 
 def _audit_file(auditor: Auditor, fd: int, path: str, info: os.stat_result) -> None:
     executable = bool(info.st_mode & 0o111)
-    data = os.read(fd, _BLOCK)
+    data = os.read(fd, min(_BLOCK, info.st_size + 1))  # room that is not filled is not free
     if len(data) < _BLOCK and len(data) == info.st_size:
         auditor.whole(path, data, executable=executable)
         return

@@ -62,6 +62,7 @@ class Matcher:
         self.needles = tuple(sorted(needles, key=lambda needle: len(needle.text), reverse=True))
         texts = {needle.text for needle in self.needles}
         self._searched = [text for text in texts if not any(other != text and other in text for other in texts)]
+        self._shared = list(shared_texts(self._searched))
         self._patterns = [re.compile(pattern.encode()) for pattern in patterns]
         longest = max((len(text) for text in texts), default=0)
         self.overlap = 1 + max(longest, LONGEST_PATTERN if self._patterns else 0)
@@ -69,8 +70,8 @@ class Matcher:
 
     def anywhere(self, data: bytes) -> bool:
         """Whether there is any match: the question that nearly every file answers with no."""
-        for text in self._searched:  # not any(): a generator costs more than most searches
-            if text in data:
+        for text, group in self._shared:  # not any(): a generator costs more than most searches
+            if text in data and any(one in data for one in group):
                 return True
         return any(pattern.search(data) for pattern in self._patterns)
 
@@ -108,3 +109,20 @@ class Matcher:
                 continue
             return Match(start, needle.place)
         return None
+
+
+def shared_texts(texts: Iterable[bytes]) -> Iterator[tuple[bytes, list[bytes]]]:
+    """(what they share, the texts) for groups that are as large as can be: /tmp/cache and /tmp/env are first looked
+    for as /tmp/, once. What a group shares has three bytes or more, where its texts have.
+    """
+    left = sorted(texts)
+    while left:
+        shared = max(_parts(left), key=lambda part: (sum(part in text for text in left), len(part), part))
+        yield shared, [text for text in left if shared in text]
+        left = [text for text in left if shared not in text]
+
+
+def _parts(texts: list[bytes]) -> set[bytes]:
+    """Every part of 3 to 16 bytes of any of them, and those that are shorter."""
+    found = {text[low:high] for text in texts for low in range(len(text)) for high in range(low + 3, low + 17)}
+    return {part for part in found if len(part) >= 3} | {text for text in texts if len(text) < 3}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nsbuild.audit.decode import container
 from nsbuild.audit.file import FileAudit
-from nsbuild.audit.needles import Matcher, needles_for
+from nsbuild.audit.needles import Matcher, Needle, needles_for, shared_texts
 
 PLACE = "/tmp/build_4f2a9c3d"
 
@@ -87,3 +87,24 @@ def test_a_planted_needle_is_found(before: bytes, after: bytes, cuts: list[int],
     whole = offsets(data, [], matcher)
     assert [place for place, _, _ in whole] == [PLACE]
     assert offsets(data, cuts, matcher) == whole
+
+
+def test_what_texts_share_is_looked_for_once() -> None:
+    texts = [b"/tmp/cache", b"/tmp/env", b"%2Ftmp%2Fenv", b"build_4f2a9c3d", b"x"]
+    groups = dict(shared_texts(texts))
+    assert groups == {b"tmp": sorted(texts[:3]), b"build_4f2a9c3d": [texts[3]], b"x": [b"x"]}
+
+
+@given(
+    texts=st.sets(st.binary(min_size=1, max_size=12), min_size=1, max_size=6),
+    before=st.binary(max_size=40),
+    after=st.binary(max_size=40),
+    planted=st.booleans(),
+    data=st.data(),
+)
+def test_whatever_they_share_one_is_found_where_it_is(
+    texts: set[bytes], before: bytes, after: bytes, planted: bool, data: st.DataObject
+) -> None:
+    content = before + (data.draw(st.sampled_from(sorted(texts))) if planted else b"") + after
+    matcher = Matcher([Needle(text, "/a/place") for text in texts])
+    assert matcher.anywhere(content) == any(text in content for text in texts)
