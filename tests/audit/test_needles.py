@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsbuild.audit.decode import container
@@ -74,6 +74,7 @@ def test_across_every_edge() -> None:
         assert offsets(data, list(range(cut, len(data), 7)), matcher) == whole, cut
 
 
+@settings(deadline=None)
 @given(
     before=st.binary(max_size=600),
     after=st.binary(max_size=600),
@@ -95,6 +96,7 @@ def test_what_texts_share_is_looked_for_once() -> None:
     assert groups == {b"tmp": sorted(texts[:3]), b"build_4f2a9c3d": [texts[3]], b"x": [b"x"]}
 
 
+@settings(deadline=None)
 @given(
     texts=st.sets(st.binary(min_size=1, max_size=12), min_size=1, max_size=6),
     before=st.binary(max_size=40),
