@@ -15,10 +15,14 @@ class ExitCode(IntEnum):
     """`diff`, `verify`: the two are not the same."""
     NEEDS_CARE = 1
     """`lint`: something in it is known to have broken other buildpacks."""
+    FAILING = 1
+    """`rollout check`: the namespace does worse, and the rollout is stopped."""
     USAGE = 2
     """Bad arguments, or no such source or buildpack."""
     UNFIT = 3
     """`lint`: it cannot work (root, a system directory). Not 2, which is usage for every command."""
+    INCONCLUSIVE = 3
+    """`rollout check`: too little is known to go on, or something is on its way."""
     NO_BUILDPACK = 10
     COMPILE_FAILED = 11
     RELEASE_FAILED = 12

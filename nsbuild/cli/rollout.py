@@ -146,6 +146,32 @@ def status(flags: str | None, as_json: bool) -> None:
 
 @rollout.command()
 @flags_option
+@click.option(
+    "--cap", type=click.IntRange(min=0), metavar="APPS", help="So many broken ones stop it. Default 5; 0: no."
+)
+@click.option("--dry-run", is_flag=True, help="Stop nothing.")
+@json_option
+def check(flags: str | None, cap: int | None, dry_run: bool, as_json: bool) -> int:
+    """The guard: is the namespace doing worse? Stops the rollout when it is. Run it as often as you like.
+
+    Exits 0 when it is passing, 1 when it is failing, 3 when it is inconclusive, 2 and 125 in trouble.
+    """
+    from nsbuild.rollout.check import check as look
+    from nsbuild.rollout.guard import CAP, State
+
+    file = flags_file(flags)
+    checked = look(opened_state()[1], file, cap=CAP if cap is None else cap, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(asdict(checked), indent=2))
+    else:
+        for line in checked.as_text():
+            click.echo(line)
+    codes = {State.PASSING: ExitCode.OK, State.FAILING: ExitCode.FAILING, State.INCONCLUSIVE: ExitCode.INCONCLUSIVE}
+    return codes[checked.verdict.state]
+
+
+@rollout.command()
+@flags_option
 @click.option("-o", "--output", metavar="FILE", help="Replace FILE at once, for a textfile collector.")
 def metrics(flags: str | None, output: str | None) -> None:
     """Print the same numbers for Prometheus."""

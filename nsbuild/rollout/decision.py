@@ -21,6 +21,7 @@ SAME, DIFFERENT, CRASHED, TIMED_OUT = "same", "different", "crashed", "timed out
 SHIPPED_RESULTS = (SUCCEEDED, FAILED, FALLBACK, RESCUED)
 SHADOW_RESULTS = (SAME, DIFFERENT, FAILED, CRASHED, TIMED_OUT)
 BOOTS = ("", "passed", "failed")
+HALTED, RESUMED = "halted", "resumed"
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,19 @@ class Decided:
             buildpacks=self.buildpacks,
             **more,
         )
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What the guard has done: `event` is HALTED or RESUMED, `at` in seconds since 1970.
+
+    It has looked at the outcomes above the number `after`; `outcome` was the last one then.
+    """
+
+    event: str
+    at: float
+    after: int
+    outcome: int
 
 
 @dataclass(frozen=True)

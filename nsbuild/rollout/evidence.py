@@ -25,6 +25,7 @@ class Evidence:
     def __init__(self) -> None:
         self._logs = [-math.log(_BETTORS)] * _BETTORS
         self._highest = 0.0
+        self._now: float | None = 0.0
 
     def add(self, chance: float, happened: bool) -> None:
         """One coin: `chance` is the most that heads may have if the namespace is no worse.
@@ -38,6 +39,7 @@ class Evidence:
         heads, tails = _factors(chance)
         factors = heads if happened else tails
         self._logs = [log + factor for log, factor in zip(self._logs, factors, strict=True)]
+        self._now = None
         if happened:
             # Only then can it have grown.
             self._highest = max(self._highest, self._log())
@@ -51,8 +53,10 @@ class Evidence:
         return math.exp(min(self._highest, _LARGEST))
 
     def _log(self) -> float:
-        top = max(self._logs)
-        return top + math.log(math.fsum(math.exp(log - top) for log in self._logs))
+        if self._now is None:
+            top = max(self._logs)
+            self._now = top + math.log(math.fsum(math.exp(log - top) for log in self._logs))
+        return self._now
 
 
 def raised(chance: float, odds: float) -> float:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
+from nsbuild.audit.output import printable
 from nsbuild.rollout.decision import Outcome
 from nsbuild.rollout.measures import Arm, Compared, Measure, measured
 
@@ -48,16 +48,17 @@ class Count:
 
 @dataclass(frozen=True)
 class Finding:
-    """One measure: `evidence` is the highest that it has been, `halts` where it stops the rollout.
+    """One measure: `evidence` is the highest that it has been, `now` what it is, `halts` where it stops the rollout.
 
-    `apps` are the latest in the namespace with which it happened, as `app (build id)`; `common` is what they have in
-    common: a buildpack, a host or a stack, each with how many of them.
+    `apps` are the latest in the namespace with which it happened, as `app (id of its decision)`; `common` is what
+    they have in common: a buildpack, a host or a stack, each with how many of them.
     """
 
     measure: str
     about: str
     failing: bool
     evidence: float
+    now: float
     halts: float
     namespace: Count
     direct: Count | None
@@ -75,10 +76,6 @@ class Verdict:
     findings: tuple[Finding, ...]
     builds: int
     relief: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """What `check --json` prints; `schema` 1."""
-        return {"schema": 1, **asdict(self)}
 
     def as_text(self) -> Iterator[str]:
         """What a person reads at three in the morning: the verdict, why, who is hit, then every measure."""
@@ -113,7 +110,7 @@ def judge(outcomes: Iterable[Outcome], cap: int = CAP) -> Verdict:
 
 
 def _waiting(failure: Measure, findings: tuple[Finding, ...]) -> tuple[State, list[str]]:
-    leaning = [finding for finding in findings if not finding.problem and finding.evidence >= finding.halts / 10]
+    leaning = [finding for finding in findings if not finding.problem and finding.now >= finding.halts / 10]
     if leaning:
         return State.INCONCLUSIVE, [f"not enough to halt, too much to go on: {_sentence(one)}" for one in leaning]
     if failure.relief.highest >= ASSURED:
@@ -136,7 +133,7 @@ def _capped(found: list[Measure], cap: int) -> list[str]:
 
 def _problem(measure: Measure, failure: Measure) -> str:
     """Why the arms of this one cannot be compared; empty when they can. Both must be looked at alike."""
-    if not isinstance(measure, Compared) or not measure.namespace.apps:
+    if type(measure) is not Compared or not measure.namespace.apps:
         return ""
     looked = len(measure.namespace.apps) / max(len(failure.namespace.apps), 1)
     beside = len(measure.direct.apps) / max(len(failure.direct.apps), 1)
@@ -145,19 +142,20 @@ def _problem(measure: Measure, failure: Measure) -> str:
 
 def _finding(measure: Measure, others: int, problem: str) -> Finding:
     halts = 1 / ALPHA if measure.name == "failure" else others / ALPHA
-    evidence = measure.evidence.highest
-    paired = bool(measure.direct.apps or measure.direct.hit)
+    now, evidence = measure.strength()
+    hit = list(measure.namespace.hit.values())
     return Finding(
         measure.name,
-        measure.about,
+        printable(measure.about),
         evidence >= halts and not problem,
         evidence,
+        now,
         halts,
         _count(measure.namespace),
-        _count(measure.direct) if paired else None,
+        _count(measure.direct) if measure.direct.apps else None,
         problem,
-        tuple(f"{one.app} ({one.id})" for one in list(measure.namespace.hit.values())[: -_SHOWN - 1 : -1]),
-        tuple(_common(list(measure.namespace.hit.values()))),
+        tuple(f"{printable(one.app)} ({printable(one.decision)})" for one in hit[: -_SHOWN - 1 : -1]),
+        tuple(_common(hit)),
     )
 
 
@@ -175,7 +173,7 @@ def _common(hit: list[Outcome]) -> Iterator[str]:
     )
     for what, counter in counts:
         for name, count in counter.most_common(1):
-            yield f"{count} of {len(hit)} have {what} {name}"
+            yield f"{count} of {len(hit)} have {what} {printable(name)}"
 
 
 def _sentence(finding: Finding) -> str:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from nsbuild.errors import Refused
 from nsbuild.rollout import spool
-from nsbuild.rollout.decision import Decided, Decision, Outcome
+from nsbuild.rollout.decision import Decided, Decision, Mark, Outcome
 from nsbuild.rollout.schema import MIGRATIONS, TABLES, NewerLedger, Row, as_row, from_row, insert, migrate, table_of
 
 NAME = "ledger.sqlite"
@@ -138,6 +138,15 @@ class Ledger:
     def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """What a SELECT finds, the spool taken in before. Raises Refused."""
         return self._reading(lambda connection: connection.execute(sql, tuple(parameters)).fetchall())
+
+    def marks(self) -> list[Mark]:
+        """What the guard has done, in order. Raises Refused."""
+        return [Mark(*row) for row in self.query("SELECT event, at, after, outcome FROM mark ORDER BY seq")]
+
+    def mark(self, event: str, after: int) -> None:
+        """Keep that the guard has done it, having looked at the outcomes above `after`. Raises Refused."""
+        statement = "INSERT INTO mark (event, at, after, outcome) SELECT ?, ?, ?, coalesce(max(seq), 0) FROM outcome"
+        self.query(statement, (event, time.time(), after))
 
     def retain(self, days: float) -> int:
         """Remove what is older than that many days; how many rows. Raises Refused.

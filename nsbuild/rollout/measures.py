@@ -45,6 +45,10 @@ class Measure:
         """Take the next outcome of the ledger into account."""
         raise NotImplementedError
 
+    def strength(self) -> tuple[float, float]:
+        """The evidence: what it is now, and the highest that it has been."""
+        return self.evidence.value, self.evidence.highest
+
     def toss(self, chance: float, namespace: bool) -> None:
         """It has happened with an app: in the namespace, of which the chance was this if the path changes nothing."""
         self.evidence.add(chance, namespace)
@@ -74,6 +78,46 @@ class Compared(Measure):
             if outcome.share > floor:
                 self.toss(chance(outcome.share, floor), namespace)
                 self._floors[outcome.app] = 1.0 if namespace else outcome.share
+
+
+class Each(Compared):
+    """The same, for every buildpack by itself: the mean of their evidence, which is evidence again.
+
+    A bad buildpack that few apps have is lost among the failures of all. Weights fall with the order in which
+    buildpacks turn up, 1/2, 1/6, 1/12 ..., of which the sum is 1 however many there will be.
+    """
+
+    def __init__(self, name: str, about: str, hit: Callable[[Outcome], bool | None]) -> None:
+        super().__init__(name, about, hit)
+        self._parts: dict[str, Compared] = {}
+        self._weights: dict[str, float] = {}
+        self._highest = 1.0
+
+    def see(self, outcome: Outcome) -> None:
+        for buildpack in dict.fromkeys(outcome.buildpacks):
+            if buildpack not in self._parts:
+                place = len(self._parts) + 1
+                self._parts[buildpack] = Compared(buildpack, self.about, self._hit)
+                self._weights[buildpack] = 1 / (place * (place + 1))
+            part = self._parts[buildpack]
+            before = part.evidence.value
+            part.see(outcome)
+            if part.evidence.value > before:
+                self._look()
+
+    def _look(self) -> None:
+        self._highest = max(self._highest, self._now())
+        worst = max(self._parts.values(), key=lambda part: self._weights[part.name] * part.evidence.value)
+        self.about = f"builds that fail, of {worst.name}"
+        self.namespace, self.direct = worst.namespace, worst.direct
+
+    def strength(self) -> tuple[float, float]:
+        return self._now(), self._highest
+
+    def _now(self) -> float:
+        """The weight of those that have not turned up yet stays at stake."""
+        rest = 1 / (len(self._parts) + 1)
+        return rest + sum(self._weights[name] * part.evidence.value for name, part in self._parts.items())
 
 
 class Grown(Measure):
@@ -159,9 +203,10 @@ def failed(outcome: Outcome) -> bool:
 
 
 def measures() -> list[Measure]:
-    """All of them, fresh: failure, and the seven others."""
+    """All of them, fresh: failure, and the others."""
     return [
         Compared("failure", "builds that fail", failed),
+        Each("buildpack", "builds that fail, of one buildpack", failed),
         Tolerated("rescue", "failed in the namespace, succeeded direct", lambda one: one.result == RESCUED, RESCUES),
         Tolerated("fallback", "the namespace was refused", lambda one: one.result == FALLBACK, FALLBACKS),
         Compared("leaks", "slugs with a path that breaks", lambda one: None if one.leaks is None else one.leaks > 0),

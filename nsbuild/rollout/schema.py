@@ -38,6 +38,13 @@ MIGRATIONS = (
     ALTER TABLE decision ADD COLUMN share REAL;
     ALTER TABLE outcome ADD COLUMN share REAL
     """,
+    # 4. Where the guard has stopped the rollout, and where it has begun to look again.
+    """
+    CREATE TABLE mark (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, event TEXT NOT NULL, at REAL NOT NULL, after INTEGER NOT NULL,
+        outcome INTEGER NOT NULL
+    )
+    """,
 )
 
 TABLES: dict[str, type[Decided] | type[Outcome]] = {"decision": Decided, "outcome": Outcome}
