@@ -27,6 +27,7 @@ from nsbuild.buildpack.git import Git, Unreachable, is_pinned
 from nsbuild.buildpack.reference import Reference
 from nsbuild.errors import Refused, UsageError
 from nsbuild.tree import fsync_directory, remove_tree, tree_size, write_atomic
+from nsbuild.tree.locks import is_there, lock_directory, locked, made_and_locked
 from nsbuild.workspace import user_cache
 
 _NEW = "new-"
@@ -173,7 +174,7 @@ class Store:
             if entry is None or reference not in (entry.reference, entry.url):
                 continue
             found = True
-            with _locked(path.parent, fcntl.LOCK_EX) as there:
+            with locked(path.parent, fcntl.LOCK_EX) as there:
                 if there:
                     remove_tree(str(path.parent))
         self.collect()
@@ -276,7 +277,7 @@ class Store:
         tree = files_digest(top)
         place = self._tree(tree)
         # Held before it has its name, under which others would find it and, named by no entry yet, remove it.
-        lock = _lock(top, fcntl.LOCK_SH)
+        lock = lock_directory(top, fcntl.LOCK_SH)
         held.callback(os.close, lock)
         while True:
             try:
@@ -307,7 +308,7 @@ class Store:
 
     def _remove_damaged(self, place: Path, reference: Reference) -> None:
         try:
-            with contextlib.suppress(FileNotFoundError), _locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            with contextlib.suppress(FileNotFoundError), locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 remove_tree(str(place))
         except BlockingIOError:
             raise Refused(
@@ -324,8 +325,8 @@ class Store:
         """Keep the tree from being removed; False when it is gone, or its files are not what they were."""
         place = self._tree(tree)
         with contextlib.suppress(OSError):
-            lock = _lock(place, fcntl.LOCK_SH)
-            if _is_there(place, lock) and files_digest(place) == tree:
+            lock = lock_directory(place, fcntl.LOCK_SH)
+            if is_there(place, lock) and files_digest(place) == tree:
                 held.callback(os.close, lock)
                 return True
             os.close(lock)
@@ -336,14 +337,14 @@ class Store:
         """refs/KEY, for nobody else meanwhile."""
         (self.root / "trees").mkdir(parents=True, exist_ok=True)
         place = self.root / "refs" / reference.key
-        with _made(place):
+        with made_and_locked(place):
             yield place
 
     @contextlib.contextmanager
     def _making(self) -> Iterator[Path]:
         """A new directory beside the trees; who else cleans up there sees by its lock that it is in use."""
         parent = self.root / "trees" / f"{_NEW}{os.urandom(6).hex()}"
-        with _made(parent):
+        with made_and_locked(parent):
             try:
                 new = parent / "tree"
                 new.mkdir()
@@ -358,59 +359,12 @@ class Store:
         """
         removed = []
         for tree in sorted(self.root.glob("trees/*")):
-            with contextlib.suppress(OSError), _locked(tree, fcntl.LOCK_EX | fcntl.LOCK_NB) as there:
+            with contextlib.suppress(OSError), locked(tree, fcntl.LOCK_EX | fcntl.LOCK_NB) as there:
                 # Looked up under the lock: who writes an entry has held its tree since before it had this name.
                 if there and tree.name not in {self._tree(entry.tree).name for entry in self.entries()}:
                     remove_tree(str(tree))
                     removed.append(str(tree))
         return removed
-
-
-def _lock(directory: Path, how: int) -> int:
-    """A descriptor of a directory with a flock. Raises OSError, BlockingIOError with LOCK_NB."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, how)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _is_there(directory: Path, fd: int) -> bool:
-    """Whether it was not removed before we had the lock."""
-    try:
-        return os.path.samestat(os.stat(directory), os.fstat(fd))
-    except FileNotFoundError:
-        return False
-
-
-@contextlib.contextmanager
-def _locked(directory: Path, how: int) -> Iterator[bool]:
-    """Holds a flock on a directory; False when it was removed meanwhile. Raises as `_lock`."""
-    fd = _lock(directory, how)
-    try:
-        yield _is_there(directory, fd)
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _made(directory: Path) -> Iterator[None]:
-    """A directory that is there, made where need be, and locked."""
-    while True:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            fd = _lock(directory, fcntl.LOCK_EX)
-        except FileNotFoundError:
-            continue
-        if _is_there(directory, fd):
-            break
-        os.close(fd)
-    try:
-        yield
-    finally:
-        os.close(fd)
 
 
 def _make_readable(top: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from nsbuild.errors import NsbuildError, Refused, UsageError
 from nsbuild.sandbox.remote import fresh_interpreter
 from nsbuild.tree import fsync_directory, remove_tree, write_atomic
+from nsbuild.tree.locks import locked
 from nsbuild.user import DEFAULT_UID
 from nsbuild.workspace import user_cache
 
@@ -73,13 +74,13 @@ class Store:
         """Remove what killed builds have left of an image; returns the paths. Raises OSError."""
         if not self.directory.is_dir():
             return []
-        with _locked(self.directory, fcntl.LOCK_EX):
+        with locked(self.directory.resolve(), fcntl.LOCK_EX):
             return self._remove_left()
 
     def _remove_left(self) -> list[str]:
         removed = []
         for left in sorted(self.directory.glob(f"{_BESIDE}*")):
-            with contextlib.suppress(BlockingIOError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            with contextlib.suppress(BlockingIOError), locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 remove_tree(str(left))
                 removed.append(str(left))
         return removed
@@ -93,10 +94,10 @@ class Store:
         beside = self.directory / f"{_BESIDE}{os.urandom(6).hex()}"
         lock = contextlib.ExitStack()
         # Under the store's lock: nobody takes it for a left one before it is locked itself.
-        with _locked(self.directory, fcntl.LOCK_EX):
+        with locked(self.directory.resolve(), fcntl.LOCK_EX):
             self._remove_left()
             (beside / "root").mkdir(parents=True)
-            lock.enter_context(_locked(beside, fcntl.LOCK_EX))
+            lock.enter_context(locked(beside, fcntl.LOCK_EX))
         try:
             yield beside
         finally:
@@ -173,13 +174,3 @@ def _identity(source: int, tag: str) -> str:
         info = os.stat("index.json", dir_fd=source)
     fields = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, tag)
     return hashlib.sha256(repr(fields).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(directory: Path, how: int) -> Iterator[None]:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, how)
-        yield
-    finally:
-        os.close(fd)
