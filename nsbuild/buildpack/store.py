@@ -364,6 +364,9 @@ class Store:
                 if there and tree.name not in {self._tree(entry.tree).name for entry in self.entries()}:
                     remove_tree(str(tree))
                     removed.append(str(tree))
+        for place in sorted(self.root.glob("refs/*")):
+            with contextlib.suppress(OSError), locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                place.rmdir()  # ENOTEMPTY for all but those of which nothing could be fetched
         return removed
 
 

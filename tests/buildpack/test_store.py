@@ -434,6 +434,15 @@ def test_what_a_killed_fetch_has_left_is_removed(store: Store, server: Server) -
     assert not list(store.root.glob("trees/new-*"))
 
 
+def test_of_what_could_not_be_fetched_nothing_stays(store: Store, server: Server) -> None:
+    url = server.put("/good.tgz", archive(pack()))
+    get(store, url)
+    refused(store, f"{server.url}/nosuch.tgz", ExitCode.USAGE, "404")
+    assert store.collect() == []
+    assert [entry.url for entry in store.entries()] == [url]
+    assert len(list(store.root.glob("refs/*"))) == 1
+
+
 def test_what_a_build_uses_is_not_removed(store: Store, server: Server) -> None:
     url = server.put("/pack.tgz", archive(pack()), etag='"1"')
     with store.open(parse_reference(url)) as opened:
