@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nsbuild.runtime import Proof, ProveOptions
 
 
-@click.command()
+@click.command(short_help="Tell what in PATH remembers where it was built.")
 @click.argument("path")
 @click.option("--path", "paths", multiple=True, metavar="DIR", help="A place that nothing may remember, repeatable.")
 @click.option("--pattern", "patterns", multiple=True, metavar="REGEX", help="The same, as a regular expression.")

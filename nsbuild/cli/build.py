@@ -17,7 +17,7 @@ from nsbuild.errors import NsbuildError, Refused, UsageError
 from nsbuild.tree import write_atomic
 
 
-@click.command(cls=Configured)
+@click.command(cls=Configured, short_help="Build the app in SOURCE with classic buildpacks.")
 @click.argument("source")
 @click.option(
     "-b",

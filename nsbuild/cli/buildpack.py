@@ -12,15 +12,16 @@ import click
 from nsbuild.buildpack import Reference, Store, parse_reference
 from nsbuild.cli.configured import read_settings
 from nsbuild.cli.say import say
+from nsbuild.cli.summary import size
 from nsbuild.errors import UsageError
 
 
-@click.group()
+@click.group(short_help="Show, fetch, refresh and remove stored buildpacks.")
 def buildpack() -> None:
     """What was fetched: list it, fetch or refresh it before a build, remove it."""
 
 
-@buildpack.command()
+@buildpack.command(short_help="List what is stored: reference, version, size, when.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def ls(as_json: bool) -> None:
     """List what is stored: reference, commit or digest, size, when it was fetched."""
@@ -31,7 +32,7 @@ def ls(as_json: bool) -> None:
     width = max((len(entry.reference) for entry in entries), default=0)
     for entry in entries:
         version = entry.commit[:12] or entry.archive.removeprefix("sha256:")[:12]
-        click.echo(f"{entry.reference:{width}}  {version}  {entry.bytes / 1e6:.1f} MB  {entry.when}")
+        click.echo(f"{entry.reference:{width}}  {version}  {size(entry.bytes):>8}  {entry.when}")
 
 
 def _row(entry: dict[str, object]) -> dict[str, object]:

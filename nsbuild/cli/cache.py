@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from nsbuild.build.cache import Kept, list_caches, remove_cache
+from nsbuild.cli.summary import size
 from nsbuild.errors import UsageError
 from nsbuild.workspace import user_cache
 
@@ -22,7 +23,7 @@ def cache() -> None:
     """Show and remove the caches that builds keep."""
 
 
-@cache.command("ls")
+@cache.command("ls", short_help="List caches: key, size, when it was saved, layout, stack, app.")
 @_STORE
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def list_(directory: str | None, as_json: bool) -> None:
@@ -34,10 +35,10 @@ def list_(directory: str | None, as_json: bool) -> None:
     width = max((len(kept.key) for kept in found), default=0)
     for kept in found:
         saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(kept.saved))
-        click.echo(f"{kept.key:{width}}  {kept.bytes / 1e6:9.1f} MB  {saved}  {_use(kept)}")
+        click.echo(f"{kept.key:{width}}  {size(kept.bytes):>11}  {saved}  {_use(kept)}")
 
 
-@cache.command("rm")
+@cache.command("rm", short_help="Remove caches by key, app or age.")
 @click.argument("names", nargs=-1, metavar="[KEY|APP]...")
 @_STORE
 @click.option("--all", "everything", is_flag=True, help="Every cache.")

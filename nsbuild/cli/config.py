@@ -12,7 +12,7 @@ from nsbuild.cli.configured import TABLES, Setting, options_of_build, read_setti
 from nsbuild.config import user_file
 
 
-@click.command()
+@click.command(short_help="Print what `build` would take from nsbuild.toml.")
 @click.argument("source", required=False, type=click.Path(exists=True))
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def config(source: str | None, as_json: bool) -> None:

@@ -24,7 +24,9 @@ _NOT = (
 )
 
 
-@click.command(cls=Configured, params=params_without(*_NOT))
+@click.command(
+    cls=Configured, params=params_without(*_NOT), short_help="Say whether each buildpack matches the app in SOURCE."
+)
 @click.pass_context
 def detect(context: click.Context, /, **given: Any) -> int:
     """Say whether each buildpack matches the app in SOURCE, as a platform does: `-----> NAME app detected`.

@@ -10,7 +10,7 @@ from nsbuild.audit.diff import DiffOptions
 from nsbuild.audit.diff import diff as diff_paths
 
 
-@click.command()
+@click.command(short_help="Compare two slugs, and tell which differences are real.")
 @click.argument("a")
 @click.argument("b")
 @click.option("--path", "paths", multiple=True, metavar="DIR", help="Where one of them was built, repeatable.")

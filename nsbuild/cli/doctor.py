@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 
-@click.command()
+@click.command(short_help="Say what this kernel allows, why not, and the fix.")
 @click.option("--json", "as_json", is_flag=True, help="Everything that was tried and read, for machines.")
 @click.pass_context
 def doctor(context: click.Context, as_json: bool) -> None:

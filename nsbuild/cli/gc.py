@@ -15,7 +15,7 @@ from nsbuild.workspace import collect_orphans, user_cache
 from nsbuild.wrap import journal, pool, recovery
 
 
-@click.command()
+@click.command(short_help="Remove what killed builds have left, and kept workspaces.")
 @click.argument("directories", nargs=-1, metavar="[WORKSPACE_DIR]...")
 def gc(directories: tuple[str, ...]) -> int:
     """Remove the workspaces and copies that killed builds have left, and what `compile` and `exec` keep for the next.

@@ -98,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(misuse)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "nsbuild"
-        say(f"nsbuild: {error.format_message()} See {where} --help.")
+        sentence = error.format_message()
+        end = "" if sentence.endswith((".", "?")) else "."
+        say(f"nsbuild: {sentence}{end} See {where} --help.")
         return int(misuse)
     except (click.Abort, KeyboardInterrupt):
         say("nsbuild: Interrupted.")

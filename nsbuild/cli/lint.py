@@ -15,7 +15,7 @@ from nsbuild.errors import ExitCode
 _CODES = {"safe": ExitCode.OK, "needs care": ExitCode.NEEDS_CARE, "unfit": ExitCode.UNFIT}
 
 
-@click.command()
+@click.command(short_help="Say whether BUILDPACK is fit for /app; run none of it.")
 @click.argument("buildpack")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def lint(buildpack: str, as_json: bool) -> int:

@@ -49,7 +49,7 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]
         name, equals, rest = str(value).partition("=")
         if not equals or not name:
             # The value may be a secret: it is not repeated.
-            self.fail("it is not NAME=VALUE.", param, ctx)
+            self.fail(f"it is not {getattr(param, 'metavar', None) or 'NAME=VALUE'}.", param, ctx)
         return name, rest
 
 

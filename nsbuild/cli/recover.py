@@ -9,7 +9,7 @@ from nsbuild.wrap.journal import held, state_directory
 from nsbuild.wrap.recovery import recover_all
 
 
-@click.command()
+@click.command(short_help="Put back what a killed `compile` or `exec` had adopted.")
 @click.argument("build_dir", required=False)
 def recover(build_dir: str | None) -> int:
     """Put back what a killed `compile` or `exec` had adopted: everything of yours, whatever BUILD_DIR is given.

@@ -27,7 +27,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="For machines
 _WHY = click.option("--why", default="", metavar="TEXT", help="The reason, for the log.")
 
 
-@click.group()
+@click.group(short_help="Move builds to the namespace bit by bit, and back.")
 def rollout() -> None:
     """Move builds to the namespace bit by bit: who gets it, how that goes, and how to stop."""
 

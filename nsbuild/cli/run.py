@@ -28,7 +28,11 @@ class _Run(click.Command):
             raise click.NoSuchOption(error.option_name, sentence, error.possibilities, ctx) from None
 
 
-@click.command(cls=_Run, context_settings={"ignore_unknown_options": False})
+@click.command(
+    cls=_Run,
+    context_settings={"ignore_unknown_options": False},
+    short_help="Run process types of SLUG, or a command.",
+)
 @click.argument("slug")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[TYPE[=N]... | -- COMMAND...]")
 @click.option("--list", "listing", is_flag=True, help="Show the process types and their commands.")

@@ -8,7 +8,7 @@ from nsbuild.cli.dynos import Dynos, dyno_options
 from nsbuild.runtime import run as run_process
 
 
-@click.command()
+@click.command(short_help="Open a bash in SLUG, at your terminal.")
 @click.argument("slug")
 @dyno_options
 def shell(slug: str, dynos: Dynos) -> int:

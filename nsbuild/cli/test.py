@@ -14,7 +14,9 @@ from nsbuild.cli.say import say
 _NOT = ("output", "keep_credentials", "rebuild", "reproducible", "shell_on_failure")
 
 
-@click.command(cls=Configured, params=params_without(*_NOT))
+@click.command(
+    cls=Configured, params=params_without(*_NOT), short_help="Compile the app in SOURCE for its tests, and run them."
+)
 @click.pass_context
 def test(context: click.Context, /, **given: Any) -> int:
     """Compile the app in SOURCE for its tests, and run them: app.json's scripts.test, else bin/test.

@@ -19,7 +19,11 @@ from nsbuild.errors import ExitCode
 _NOT = ("output", "cache_dir", "app", "enforce_limits", "rebuild", "reproducible", "shell_on_failure")
 
 
-@click.command(cls=Configured, params=params_without(*_NOT))
+@click.command(
+    cls=Configured,
+    params=params_without(*_NOT),
+    short_help="Build the app in SOURCE twice, and say what differs.",
+)
 @click.pass_context
 def verify(context: click.Context, /, **given: Any) -> int:
     """Build the app in SOURCE twice, as `build --reproducible` does, and say what differs. Neither slug is kept.

@@ -29,7 +29,7 @@ USAGE = {
     "exec": "nsbuild exec --build-dir DIR [OPTION]... -- COMMAND...",
 }
 ABOUT = {
-    "compile": "Run BUILDPACK_DIR/bin/compile where BUILD_DIR is at /app, in place of running it directly.",
+    "compile": "Run BUILDPACK_DIR/bin/compile where BUILD_DIR is at /app.",
     "exec": "Run COMMAND where DIR is at /app, with your environment.",
 }
 BOTH = ("compile", "exec")

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from nsbuild.cli.group import main
 from nsbuild.cli.options import BindSpec, Duration, KeyValue, config_vars
 from nsbuild.errors import ExitCode, NsbuildError, Refused, UsageError
 from nsbuild.record import BuildpackRecord, Phase, Record, Slug
@@ -118,3 +119,30 @@ def test_a_record_is_json_of_schema_1() -> None:
     assert found["slug"] == slug
     assert (found["path"], found["nsbuild"]) == ("namespace", "0.1.0")
     record.to_json().encode("ascii")
+
+
+@pytest.mark.parametrize("words", [(), ("cache",), ("buildpack",)])
+def test_no_line_of_a_list_of_commands_is_cut(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--help"]) == 0
+    lines = capsys.readouterr().out.split("Commands:\n")[1].splitlines()
+    assert len(lines) > 1 and not [line for line in lines if line.endswith("...")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["doctor", "extra"], "Got unexpected extra argument (extra)."),
+        (["build"], "Missing argument 'SOURCE'."),
+        (
+            ["build", "x", "--secret", "word"],
+            "Invalid value for '--secret': it is not ID=FILE.",
+        ),
+        (
+            ["build", "x", "--env", "word"],
+            "Invalid value for '--env': it is not NAME=VALUE.",
+        ),
+    ],
+)
+def test_a_mistake_in_the_command_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == ExitCode.USAGE
+    assert capsys.readouterr().err == f"nsbuild: {said} See nsbuild {words[0]} --help.\n"
