@@ -218,10 +218,7 @@ def _send(status: Status, url: str) -> None:
 def recover(flags: str | None, restore: bool, days: float | None, why: str) -> int:
     """Take in the records that wait in the spool; restore flags; remove old records."""
     state, ledger = opened_state()
-    try:
-        taken, rejected = ledger.ingest()
-    except Exception as error:
-        raise Refused(f"The spool in {state} cannot be taken in: {error}.") from None
+    taken, rejected = ledger.ingest()
     click.echo(f"{taken} records taken in")
     if rejected:
         say(f"nsbuild: {rejected} lines of the spool were no records; they are kept in {state}/spool.rejected.")

@@ -113,19 +113,22 @@ class Ledger:
         try:
             if spool.waiting(self.directory):
                 self.ingest()
-        except _TROUBLE:
+        except Refused:
             return  # it waits for the next record, or for `rollout recover`
 
     def ingest(self) -> tuple[int, int]:
         """Take in what the spool holds: (rows, lines without meaning, kept in spool.rejected).
 
-        Raises sqlite3.Error, OSError and NewerLedger; nothing is lost then, and no row is ever there twice.
+        Raises Refused; nothing is lost then, and no row is ever there twice.
         """
 
         def take(lines: list[spool.Line]) -> list[bytes]:
             return self._mended(lambda connection: _take(connection, lines)) if lines else []
 
-        return spool.ingest(self.directory, take)
+        try:
+            return spool.ingest(self.directory, take)
+        except _TROUBLE as trouble:
+            raise Refused(f"The spool in {self.directory} cannot be taken in: {trouble}.") from None
 
     def decisions(self, after: int = 0) -> Iterator[Decided]:
         """Every decision whose row's number is above `after`, in order. Raises Refused."""
@@ -181,8 +184,8 @@ class Ledger:
         try:
             if spool.waiting(self.directory):
                 self.ingest()
-        except _TROUBLE as trouble:
-            self._say(f"The spool in {self.directory} could not be taken in, and is not counted: {trouble}.")
+        except Refused as trouble:
+            self._say(f"{trouble} It is not counted.")
         try:
             return self._mended(work)
         except _TROUBLE as trouble:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,18 @@ def test_recover_takes_in_the_spool_and_removes_what_is_old(flags: str, tmp_path
     assert out == "1 records taken in\n11 records older than 30 days removed\n"
     assert "1 lines of the spool were no records" in err
     assert [row.decision for row in ledger.outcomes()] == ["d3"]
+
+
+def test_a_spool_that_cannot_be_taken_in_is_said_and_kept(flags: str, tmp_path: Path, capsys: Capture) -> None:
+    fill(tmp_path / "state")
+    spool.append(tmp_path / "state", "outcome", as_row(outcome(3)))
+    with sqlite3.connect(tmp_path / "state/ledger.sqlite") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    assert run("recover") == 125
+    err = capsys.readouterr().err
+    assert "cannot be taken in: version 99" in err and err.count("\n") == 1
+    assert len((tmp_path / "state/spool.jsonl").read_text().splitlines()) == 1
 
 
 def test_recover_puts_the_last_good_flags_back(flags: str, capsys: Capture) -> None:
