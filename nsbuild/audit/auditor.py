@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from nsbuild.audit import kinds
-from nsbuild.audit.decode import container, shebang
+from nsbuild.audit.decode import container
 from nsbuild.audit.file import FileAudit, symlink_findings
 from nsbuild.audit.finding import Finding, Problem, Report
 from nsbuild.audit.needles import Matcher
@@ -52,7 +52,7 @@ class Auditor:
 
     def whole(self, path: str, data: bytes, *, executable: bool) -> None:
         """A file whose bytes are all there. Nearly every file of a slug ends here after one search."""
-        if self.matcher.anywhere(data) or container(data) or (executable and shebang(data)):
+        if self.matcher.anywhere(data) or container(data) or (executable and data[:2] == b"#!"):
             file = self.file(path, executable=executable)
             file.feed(data)
             self.done(path, file)

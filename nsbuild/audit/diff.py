@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nsbuild.audit.audit import CLASSIC, IN_THE_VIEW, WORKSPACES
+from nsbuild.audit.decode import is_bytecode
 from nsbuild.audit.needles import needles_for
 from nsbuild.audit.normal import Difference, Paths, classify
 from nsbuild.audit.opened import Opened, opened
@@ -235,24 +236,23 @@ class _Comparison:
             for fd in fds:
                 os.lseek(fd, 0, os.SEEK_SET)
             left, right = (_read(fd) for fd in fds)
-            return classify(path, left, right, self._paths, same_source=self._same_source(path))
+            of_source = self._of_source(path) if is_bytecode(path) else Difference.REAL
+            found = classify(path, left, right, self._paths, same_source=of_source is None)
+            # Columns and a hash of the source differ with it.
+            return of_source if found is Difference.REAL and of_source is not None else found
         finally:
             for fd in fds:
                 os.close(fd)
 
-    def _same_source(self, path: str) -> bool:
-        """Whether the .py that a .pyc was compiled from is there, and the same, on both sides."""
+    def _of_source(self, path: str) -> Difference | None:
+        """What the .py that a .pyc was compiled from differs in; None for the same, REAL where a side has none."""
         directory, _, name = path.rpartition("/")
         module = f"{name.split('.', 1)[0]}.py"
         source = f"{directory.removesuffix('__pycache__')}{module}" if directory else module
-        if source not in self._left or source not in self._right:
-            return False
-        fds = [root.open(source) for root in self._roots]
-        try:
-            return _same_bytes(*fds)
-        finally:
-            for fd in fds:
-                os.close(fd)
+        sides = self._left.get(source), self._right.get(source)
+        if sides[0] is None or sides[1] is None or not all(side and stat.S_ISREG(side.mode) for side in sides):
+            return Difference.REAL
+        return self._content(source, sides[0], sides[1])
 
 
 def _owner(entry: _Entry) -> str:

@@ -59,20 +59,27 @@ class Matcher:
     """
 
     def __init__(self, needles: Iterable[Needle], patterns: Iterable[str] = ()) -> None:
+        from ahocorasick_rs import BytesAhoCorasick, MatchKind
+
+        patterns = list(patterns)
         self.needles = tuple(sorted(needles, key=lambda needle: len(needle.text), reverse=True))
         texts = {needle.text for needle in self.needles}
         self._searched = [text for text in texts if not any(other != text and other in text for other in texts)]
-        self._shared = list(shared_texts(self._searched))
         self._patterns = [re.compile(pattern.encode()) for pattern in patterns]
+        literals = [literal_of(pattern) for pattern in patterns]
+        # One pass for all of them, where each pattern has something that can be looked for.
+        sought = [*self._searched, *literals]
+        self._any = BytesAhoCorasick(sought, matchkind=MatchKind.LeftmostFirst) if sought and all(sought) else None
         longest = max((len(text) for text in texts), default=0)
         self.overlap = 1 + max(longest, LONGEST_PATTERN if self._patterns else 0)
         """Bytes around a match that must be seen together with it."""
 
     def anywhere(self, data: bytes) -> bool:
         """Whether there is any match: the question that nearly every file answers with no."""
-        for text, group in self._shared:  # not any(): a generator costs more than most searches
-            if text in data and any(one in data for one in group):
-                return True
+        if self._any is not None and not self._any.find_matches_as_indexes(data):
+            return False
+        if any(text in data for text in self._searched):
+            return True
         return any(pattern.search(data) for pattern in self._patterns)
 
     def matches(self, data: bytes, low: int, high: int, *, text: bool = True) -> Iterator[Match]:
@@ -111,18 +118,10 @@ class Matcher:
         return None
 
 
-def shared_texts(texts: Iterable[bytes]) -> Iterator[tuple[bytes, list[bytes]]]:
-    """(what they share, the texts) for groups that are as large as can be: /tmp/cache and /tmp/env are first looked
-    for as /tmp/, once. What a group shares has three bytes or more, where its texts have.
-    """
-    left = sorted(texts)
-    while left:
-        shared = max(_parts(left), key=lambda part: (sum(part in text for text in left), len(part), part))
-        yield shared, [text for text in left if shared in text]
-        left = [text for text in left if shared not in text]
-
-
-def _parts(texts: list[bytes]) -> set[bytes]:
-    """Every part of 3 to 16 bytes of any of them, and those that are shorter."""
-    found = {text[low:high] for text in texts for low in range(len(text)) for high in range(low + 3, low + 17)}
-    return {part for part in found if len(part) >= 3} | {text for text in texts if len(text) < 3}
+def literal_of(pattern: str) -> bytes:
+    """A text that is in whatever a regular expression matches, the longest; empty where that is not plain to see."""
+    if re.search(r"[|()]|\\[^.]", pattern):
+        return b""
+    plain = re.sub(r"\[\^?\]?[^]]*\]", "\n", re.sub(r"\{[^}]*\}", "*", pattern))
+    runs = re.findall(r"(?:(?:[\w/%-]|\\\.)(?![*?]))+", plain, re.ASCII)
+    return max((run.replace("\\.", ".").encode() for run in runs), key=len, default=b"")

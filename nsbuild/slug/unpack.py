@@ -20,6 +20,8 @@ from nsbuild.tree.copy import copy_contents
 from nsbuild.workspace import Workspace
 
 _PIECE = 1 << 20
+MOST = 64 << 30
+"""Bytes that a compressed tar may unpack to: a bomb of a few MB would fill any disk."""
 _APP, _IMAGE = "/app", "/tmp/slug.squashfs"
 
 
@@ -79,7 +81,11 @@ class _Feeder(threading.Thread):
 
     def run(self) -> None:
         try:
+            left = MOST
             for piece in self._pieces(self._file):
+                left -= len(piece)
+                if left < 0:
+                    raise ValueError(f"it unpacks to more than {MOST >> 30} GiB")
                 rest = memoryview(piece)
                 while rest:
                     rest = rest[os.write(self._target, rest) :]

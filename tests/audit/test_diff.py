@@ -101,6 +101,15 @@ def test_bytecode_of_another_source_is_real(pair: tuple[Path, Path]) -> None:
     assert set(kinds(diff(*pair)).values()) == {("content", REAL)}
 
 
+def test_bytecode_differs_as_its_source_does(pair: tuple[Path, Path]) -> None:
+    """A longer path in it moves columns, and changes the hash that is in its head."""
+    for side, place in zip(pair, ("/app", CLASSIC_DIR), strict=True):
+        compiled(side, f"X = '{place}/x'; Y = print(1)\n", "/app/m.py", mode="CHECKED_HASH")
+    assert set(kinds(diff(*pair)).values()) == {("content", PATH)}
+    (pair[0] / "m.py").unlink()
+    assert REAL in {kind for _, kind in kinds(diff(*pair)).values()}
+
+
 def zipped(path: Path, members: dict[str, str], year: int = 2020) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():

@@ -7,6 +7,7 @@ import io
 import os
 import socket
 import struct
+import tarfile
 import threading
 import zipfile
 from pathlib import Path
@@ -199,3 +200,44 @@ def test_names_of_any_bytes_and_paths_of_any_length(tmp_path: Path) -> None:
     report = audit(tmp_path, OPTIONS)
     assert sorted(one.kind for one in report.findings) == ["pth", "text"]
     os.system(f"rm -rf {tmp_path}/ddd*")  # pytest's own removal stops at PATH_MAX
+
+
+def test_members_whose_names_lead_out_are_only_names(tmp_path: Path) -> None:
+    slug = tmp_path / "deep/slug"
+    slug.mkdir(parents=True)
+    with zipfile.ZipFile(slug / "x.zip", "w") as archive:
+        archive.writestr("../../outside.pth", PLACE)
+    with tarfile.open(slug / "x.tar", "w") as tar:
+        for name in ("../../outside.pth", "/tmp/../outside.sh"):
+            member = tarfile.TarInfo(name)
+            member.size = len(PLACE)
+            tar.addfile(member, io.BytesIO(PLACE.encode()))
+    report = audit(slug, OPTIONS)
+    assert {(one.where, one.kind) for one in report.findings} == {
+        ("x.zip!../../outside.pth", "pth"),
+        ("x.tar!../../outside.pth", "pth"),
+        ("x.tar!/tmp/../outside.sh", "script"),
+    }
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "slug", "x.tar", "x.zip"]
+
+
+def test_fifty_archives_in_each_other(tmp_path: Path) -> None:
+    data = PLACE.encode()
+    for _ in range(50):
+        data = gzip.compress(data)
+    (tmp_path / "x.gz").write_bytes(data)
+    report = audit(tmp_path, OPTIONS)
+    assert report.findings == [] and "4 deep" in reasons(report)["x.gz!x!x!x!x"]
+
+
+@pytest.mark.parametrize("magic", [b"\x03\xf3\r\n", b"\xff\xff\r\n", b"\0\0\0\0"])
+def test_bytecode_of_another_python(tmp_path: Path, magic: bytes) -> None:
+    """Only its strings are looked at, whatever the rest of it means."""
+    name = f"{PLACE}/app.py".encode()
+    string = b"\xda" + bytes([len(name)]) + name
+    for file, rest in (("x.pyc", string + os.urandom(50)), ("cut.pyc", string[:-1]), ("constant.pyo", string[:-3])):
+        (tmp_path / file).write_bytes(magic + bytes(12) + b"\xe3" + os.urandom(30) + rest)
+    report = audit(tmp_path, OPTIONS)
+    assert report.problems == []
+    found = {one.file: one.kind for one in report.findings}
+    assert found.keys() == {"x.pyc", "cut.pyc", "constant.pyo"} and found["x.pyc"] == "bytecode-filename"

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nsbuild.audit.audit import CLASSIC, WORKSPACES
 from nsbuild.audit.decode import container
 from nsbuild.audit.file import FileAudit
-from nsbuild.audit.needles import Matcher, Needle, needles_for, shared_texts
+from nsbuild.audit.needles import Matcher, Needle, literal_of, needles_for
 
 PLACE = "/tmp/build_4f2a9c3d"
 
@@ -90,10 +91,39 @@ def test_a_planted_needle_is_found(before: bytes, after: bytes, cuts: list[int],
     assert offsets(data, cuts, matcher) == whole
 
 
-def test_what_texts_share_is_looked_for_once() -> None:
-    texts = [b"/tmp/cache", b"/tmp/env", b"%2Ftmp%2Fenv", b"build_4f2a9c3d", b"x"]
-    groups = dict(shared_texts(texts))
-    assert groups == {b"tmp": sorted(texts[:3]), b"build_4f2a9c3d": [texts[3]], b"x": [b"x"]}
+@pytest.mark.parametrize(
+    ("pattern", "literal"),
+    [
+        (CLASSIC, b"/tmp/build_"),
+        (WORKSPACES, b"/.workspaces/"),
+        ("/srv/jobs/[0-9]+", b"/srv/jobs/"),
+        ("/srv/jobs?/x", b"/srv/job"),
+        ("/srv/jobs*", b"/srv/job"),
+        ("/srv/ab{0,200}cd", b"/srv/a"),
+        ("/srv/ab+cd", b"/srv/ab"),
+        ("[]/srv]+/x", b"/x"),
+        ("[^]/srv]+/y", b"/y"),
+        ("/a.c", b"/a"),
+        ("/srv|/tmp", b""),
+        ("(/srv/x)?", b""),
+        (r"\d+/srv", b""),
+        ("(?i)/srv", b""),
+        ("[0-9]+", b""),
+    ],
+)
+def test_what_a_pattern_always_has(pattern: str, literal: bytes) -> None:
+    assert literal_of(pattern) == literal
+
+
+@settings(deadline=None)
+@given(
+    data=st.data(),
+    pattern=st.from_regex(r"[ab/]{0,4}([ab]|[ab][*?+]|[ab]\{0,2\}|\[ab\]|\\\.|\.){1,5}", fullmatch=True),
+)
+def test_whatever_a_pattern_matches_has_it(data: st.DataObject, pattern: str) -> None:
+    text = data.draw(st.from_regex(pattern.encode(), fullmatch=True))
+    assert literal_of(pattern) in text
+    assert Matcher([], [pattern]).anywhere(b"x" + text + b"x")
 
 
 @settings(deadline=None)
@@ -104,7 +134,7 @@ def test_what_texts_share_is_looked_for_once() -> None:
     planted=st.booleans(),
     data=st.data(),
 )
-def test_whatever_they_share_one_is_found_where_it_is(
+def test_any_of_several_texts_is_found(
     texts: set[bytes], before: bytes, after: bytes, planted: bool, data: st.DataObject
 ) -> None:
     content = before + (data.draw(st.sampled_from(sorted(texts))) if planted else b"") + after

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+import zstandard
 from support.sites import PERSON, App, Site
+
+from nsbuild.audit.audit import AuditOptions, audit
+from nsbuild.errors import UsageError
 
 pytest_plugins = ["support.site_fixtures"]
 
@@ -120,6 +126,19 @@ def test_what_is_no_slug_is_one_sentence(site: Site, name: str, content: bytes, 
         done = site.nsbuild(*words).refused(2, said)
         assert done.out == b"" and done.err.count("\n") == 1
     assert not Path("/var/tmp/outside").exists()
+
+
+@pytest.mark.parametrize("name", ["x.tgz", "x.tar.zst"])
+def test_a_bomb_ends_where_it_is_said(site: Site, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = tarfile.TarInfo("zeros")
+    large.size = 64 << 20
+    content = tar(large)
+    slug = site.write(name, content if name == "x.tgz" else zstandard.compress(gzip.decompress(content)))
+    monkeypatch.setattr(sys.modules["nsbuild.slug.unpack"], "MOST", 16 << 20)
+    with pytest.raises(
+        UsageError, match=r"is not a slug: it cannot be decompressed \(it unpacks to more than 0 GiB\)"
+    ):
+        audit(slug, AuditOptions(workspace_dir=str(site.path / "work")))
 
 
 def test_a_loop_a_fifo_and_nothing(site: Site) -> None:
