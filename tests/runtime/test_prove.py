@@ -26,7 +26,7 @@ script() { printf '%s\\n' "$2" >"$1"; chmod +x "$1"; }
 def proved(site: Site, slug: str | Path, *words: str, code: int = 0) -> dict[str, dict[str, Any]]:
     """Every proof by its kind and name."""
     before = snapshot(site.out) if site.out.is_dir() else None
-    done = site.nsbuild("audit", slug, "--prove", "--json", *words)
+    done = site.nsbuild("audit", slug, "--prove", "--json", *words, timeout=300)
     assert done.code == code, (done.text[-3000:], done.err)
     assert before is None or snapshot(site.out) == before
     return {f"{one['kind']} {one['name']}": one for one in json.loads(done.out)["proofs"]}
