@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -102,6 +103,44 @@ def simulate(flags: Path, state: Path, builds: int, apps: int) -> None:
     print(f"\n{builds:,} builds simulated in {time.process_time() - began:.1f} s\n", flush=True)
 
 
+def compiles(flags: Path, rounds: int) -> None:
+    """A whole `nsbuild compile` of a buildpack that does nothing, one after the other in turns: wall and CPU time."""
+    pack = Path("pack/bin")
+    pack.mkdir(parents=True)
+    pack.joinpath("compile").write_text("#!/bin/sh\n")
+    pack.joinpath("compile").chmod(0o755)
+    for name in ("build", "cache", "cache-direct"):
+        Path(name).mkdir()
+    killed_flags = Path("killed.json")
+    killed_flags.write_bytes(flags.read_bytes())
+    Path("killed.json.kill").touch()
+    script = Path(sys.prefix, "bin/nsbuild")
+
+    def words(*options: str | Path, cache: str = "cache") -> list[str | Path]:
+        return [script, "compile", *options, "pack", "build", cache]
+
+    ways: dict[str, list[str | Path]] = {
+        "compile": words(),
+        "compile --rollout, namespace": words("--rollout", flags, "--app", "big"),
+        "compile --rollout, direct": words("--rollout", flags, "--app", "bad", cache="cache-direct"),
+        "compile --rollout, killed": words("--rollout", killed_flags, "--app", "app-1", cache="cache-direct"),
+        "bin/compile itself": ["pack/bin/compile", "build", "cache", ""],
+    }
+    wall: dict[str, list[float]] = {name: [] for name in ways}
+    processor: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 2):
+        for name, command in ways.items():
+            before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            subprocess.run(command, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            if number > 1:
+                wall[name].append((time.perf_counter() - began) * 1000)
+                processor[name].append((after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1000)
+    for name in ways:
+        show(f"{name}, whole process: CPU", processor[name])
+        show(f"{name}, whole process: wall", wall[name])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30, help="fresh interpreters for each line")
@@ -126,6 +165,7 @@ def main() -> None:
         show("a record, warm: kept open", warm(lambda: ledger.decided(made), 500))
     show("a record, cold", cold(small, state, "Ledger", RECORD, rounds))
     Path("small.json.kill").unlink()
+    compiles(small, rounds)
     fleet = Path("fleet")
     fleet.mkdir()
     simulate(small, fleet, 20_000, 5_000)

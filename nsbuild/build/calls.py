@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from nsbuild import buildpack as api
+from nsbuild.build.direct import direct_variables
 from nsbuild.build.events import Event
 from nsbuild.build.limits import COMPILES, TESTS, megabytes, slow, time_limit
 from nsbuild.build.log import Log
@@ -68,6 +69,10 @@ class Calls:
                 **({"SSH_AUTH_SOCK": AGENT} if options.ssh else {}),
             },
         )
+        if options.path == "direct":
+            self.env |= direct_variables(work)
+            self.view = View(work.path, work.user, ())
+            return
         self.view = build_view(options, layout, work, api.network_binds(needs, layout.build_dir, root), root)
 
     def run(self, name: str, what: str, call: api.Invocation, env: Mapping[str, str] | None = None) -> Outcome:

@@ -29,7 +29,8 @@ class BuildOptions:
     `ssh` forwards the agent that SSH_AUTH_SOCK names; `secrets` are (ID, file), seen at /run/secrets/ID.
     `rebuild` builds twice, the second time from the cache of the first; `shell_on_failure` opens a shell on this
     process's terminal where a buildpack has failed. `audit` is what is done about paths of the build in the slug:
-    `off`, `warn`, or `fail` when something would break. `stack_root` is what `nsbuild.stack.open_stack_root` takes.
+    `off`, `warn`, or `fail` when something would break. `path` is `namespace`, or `direct`: without a sandbox, on the
+    host's paths (`nsbuild build` gets there by --rollout only). `stack_root` is what `open_stack_root` takes.
     `reproducible` builds without a cache, and gives buildpacks nothing of ours that differs from build to build.
     """
 
@@ -42,6 +43,7 @@ class BuildOptions:
     stack: str = DEFAULT_STACK
     stack_root: str | None = None
     layout: str = "app"
+    path: str = "namespace"
     run_path: str = "/app"
     network: str = "host"
     user_namespaces: bool = True

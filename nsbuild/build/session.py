@@ -12,6 +12,8 @@ from pathlib import Path
 from nsbuild import buildpack as api
 from nsbuild.build.cache import Cache, CacheUse
 from nsbuild.build.calls import Calls
+from nsbuild.build.direct import NAME as DIRECT
+from nsbuild.build.direct import DirectLauncher, check_direct, direct_layout
 from nsbuild.build.events import Monitor
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildOptions, layout_of
@@ -63,7 +65,8 @@ class Session:
             stage_cache(self.cache, self.work, self.log)
         api.write_env_dir(self.work.directory("env"), self.options.config_vars, self.work.owner)
         self.log.end("stage", began)
-        staged = stage_buildpacks(chosen, self.work, self.log)
+        seen = "/tmp/buildpacks" if self.options.path == "namespace" else None
+        staged = stage_buildpacks(chosen, self.work, self.log, seen)
         self.calls.check_disk("staging")
         return staged
 
@@ -89,17 +92,24 @@ def session(
     build_id = secrets.token_hex(4)
     layout = layout_of(options, BUILD_ID if options.reproducible else build_id)
     same = variables(source) if options.reproducible else {}
+    direct = options.path == "direct"
+    if direct:
+        check_direct(options)
     surprising = api.check_config_vars(options.config_vars)
     user = build_user(str(source.path), options.user)
     cache_root = Path(options.cache_dir or user_cache() / "apps").absolute()
-    cache = Cache(cache_root, CacheUse(options.app or str(source.path), options.stack, layout.name, purpose))
+    cache = Cache(
+        cache_root,
+        CacheUse(options.app or str(source.path), options.stack, DIRECT if direct else layout.name, purpose),
+    )
     cache.check()
     parent = Path(options.workspace_dir).absolute() if options.workspace_dir else cache_root / ".workspaces"
     record = Record(
         id=build_id,
         source=str(source.path),
         source_version=source.version,
-        layout=layout.name,
+        layout=DIRECT if direct else layout.name,
+        path=options.path,
         run_path=layout.home,
         stack=options.stack,
         started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -111,9 +121,11 @@ def session(
         with (
             Refusals("Free some space, or give another --workspace-dir, --cache or --output.", Refused),
             workspace(parent, user) as work,
-            Launcher.for_caller() as launcher,
+            DirectLauncher(work) if direct else Launcher.for_caller() as launcher,
             _disk_watch(work, options) as disk,
         ):
+            if direct:
+                layout = direct_layout(work, layout.home)
             stack_root = _open_stack_root(options, log)
             calls = Calls(options, layout, work, launcher, log, stack_root.path, disk, same)
             log.hidden.update(secret_values(options.secrets))

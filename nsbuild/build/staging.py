@@ -76,8 +76,11 @@ def stage_cache(cache: Cache, work: Workspace, log: Log) -> None:
         work.make("cache")
 
 
-def stage_buildpacks(chosen: api.Chosen, work: Workspace, log: Log) -> Staged:
-    """A private, writable copy of each, fetched where it has to be. Raises NsbuildError for what cannot be had."""
+def stage_buildpacks(chosen: api.Chosen, work: Workspace, log: Log, seen: str | None) -> Staged:
+    """A private, writable copy of each, fetched where it has to be. Raises NsbuildError for what cannot be had.
+
+    `seen` is where the build sees the directory that holds them; None: where it is.
+    """
     for warning in chosen.warnings:
         log.warn(warning)
     if chosen.origin != "--buildpack":
@@ -96,7 +99,7 @@ def stage_buildpacks(chosen: api.Chosen, work: Workspace, log: Log) -> Staged:
                     opened.directory,
                     reference.shown,
                     directory / str(number),
-                    f"/tmp/buildpacks/{number}",
+                    f"{seen or directory}/{number}",
                     work.owner,
                 )
             except PermissionError as error:

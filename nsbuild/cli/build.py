@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -15,6 +16,9 @@ from nsbuild.cli.options import BindSpec, Duration, KeyValue, Size, config_vars
 from nsbuild.cli.progress import progress
 from nsbuild.errors import NsbuildError, Refused, UsageError
 from nsbuild.tree import write_atomic
+
+ROLLOUT = ("rollout", "attrs", "path", "rescue", "shadow_timeout")
+"""Options by which a rollout decides; `test` and `detect` have none."""
 
 
 @click.command(cls=Configured, short_help="Build the app in SOURCE with classic buildpacks.")
@@ -82,14 +86,44 @@ from nsbuild.tree import write_atomic
 @click.option(
     "--reproducible", cls=AppOption, is_flag=True, help="Without a cache, and so that two builds give the same slug."
 )
+@click.option(
+    "--rollout", metavar="FILE", help="Let the flags in FILE decide: direct, shadow or namespace; with --app."
+)
+@click.option("--attr", "attrs", multiple=True, metavar="NAME=VALUE", help="With --rollout: what rules may ask for.")
+@click.option("--path", metavar="PATH", help="With --rollout: direct, shadow or namespace, whatever the flags say.")
+@click.option("--rescue", is_flag=True, help="With --rollout: build what failed in the namespace again, directly.")
+@click.option("--shadow-timeout", type=Duration(), metavar="TIME", help="With --rollout. Default: 30m.")
 @click.option("--shell-on-failure", is_flag=True, help="A shell in what is left where a buildpack has failed.")
 @click.pass_context
-def build(context: click.Context, /, **given: Any) -> int:
+def build(
+    context: click.Context,
+    /,
+    rollout: str | None,
+    attrs: tuple[str, ...],
+    path: str | None,
+    rescue: bool,
+    shadow_timeout: float | None,
+    **given: Any,
+) -> int:
     """Build the app in SOURCE with classic buildpacks and put the slug at --output.
 
     The buildpacks' own output goes to stdout as it comes; everything of ours to stderr.
     """
-    run_build(build_slug, context, **given)
+    entry: Callable[..., Record] = build_slug
+    if rollout is not None:
+        from nsbuild.rollout.builds import build_decided
+        from nsbuild.rollout.noted import Asked
+
+        if not given["app"]:
+            raise UsageError("--rollout needs --app ID.", "It is what the flags decide for.")
+        entry = partial(
+            build_decided, Asked(rollout, given["app"], attrs, path or "", rescue, shadow_timeout or 1800.0)
+        )
+    else:
+        for name, value in (("attr", attrs), ("path", path), ("rescue", rescue), ("shadow-timeout", shadow_timeout)):
+            if value:
+                raise UsageError(f"--{name} is for --rollout FILE, which is missing.")
+    run_build(entry, context, **given)
     return 0
 
 

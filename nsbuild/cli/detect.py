@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from nsbuild.build import Event, Record, detect_app
-from nsbuild.cli.build import params_without, run_build
+from nsbuild.cli.build import ROLLOUT, params_without, run_build
 from nsbuild.cli.configured import Configured
 
 _NOT = (
+    *ROLLOUT,
     "as_json",
     "output",
     "cache_dir",

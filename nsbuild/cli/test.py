@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from nsbuild.build import run_tests
-from nsbuild.cli.build import params_without, run_build
+from nsbuild.cli.build import ROLLOUT, params_without, run_build
 from nsbuild.cli.configured import Configured
 from nsbuild.cli.say import say
 
-_NOT = ("output", "keep_credentials", "rebuild", "reproducible", "shell_on_failure")
+_NOT = (*ROLLOUT, "output", "keep_credentials", "rebuild", "reproducible", "shell_on_failure")
 
 
 @click.command(

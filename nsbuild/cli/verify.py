@@ -9,14 +9,14 @@ import click
 
 from nsbuild.build import Record, Verified
 from nsbuild.build import verify as verify_build
-from nsbuild.cli.build import params_without, run_build
+from nsbuild.cli.build import ROLLOUT, params_without, run_build
 from nsbuild.cli.configured import Configured
 from nsbuild.cli.progress_json import write_event
 from nsbuild.cli.say import say
 from nsbuild.cli.summary import ours, printable
 from nsbuild.errors import ExitCode
 
-_NOT = ("output", "cache_dir", "app", "enforce_limits", "rebuild", "reproducible", "shell_on_failure")
+_NOT = (*ROLLOUT, "output", "cache_dir", "app", "enforce_limits", "rebuild", "reproducible", "shell_on_failure")
 
 
 @click.command(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from nsbuild.errors import Refused
     from nsbuild.rollout.rescue import Pristine
+    from nsbuild.rollout.scratch import Scratch
     from nsbuild.sandbox.outcome import Outcome
     from nsbuild.wrap.turns import Turn
 
@@ -88,9 +89,12 @@ class _Arm:
         return WrapResult(outcome, {}, path="direct", path_reason=self.noted.reason)
 
     def shadow(self) -> WrapResult:
-        from nsbuild.rollout.shadow import prepare
+        from nsbuild.rollout.shadow import CompileCandidate, prepare
 
-        with self._turn(), prepare(self.call, self.noted, self.asked.shadow_timeout, self.say) as candidate:
+        def make(scratch: Scratch) -> CompileCandidate:
+            return CompileCandidate(self.call, self.noted, self.asked.shadow_timeout, scratch)
+
+        with self._turn(), prepare(self.noted, self.call.options.workspace_dir, self.say, make) as candidate:
             outcome = self._directly()
             self._note("direct", _result(outcome), outcome)
             if candidate is not None and not outcome.forwarded:

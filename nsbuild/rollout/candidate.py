@@ -21,7 +21,10 @@ from nsbuild.rollout.noted import record_candidate
 from nsbuild.rollout.shadow import DELIVERED, JOB, LOCK
 from nsbuild.sandbox.outcome import LaunchError
 from nsbuild.sandbox.value import unpack
-from nsbuild.workspace import collect_orphans, remove_locked
+from nsbuild.slug import format_of
+from nsbuild.slug import unpack as unpack_slug
+from nsbuild.user import build_user
+from nsbuild.workspace import Workspace, collect_orphans, remove_locked
 from nsbuild.wrap.plan import WrapOptions
 from nsbuild.wrap.wrap import compile_
 
@@ -148,7 +151,7 @@ def _compile(job: Mapping[str, Any]) -> Built:
         outcome.exit_code,
         outcome.timed_out,
         slug=ours["app"],
-        shipped=f"{path}/shipped" if job["shipped"] else "",
+        shipped=job["shipped"],
         places=(job["real"][0], ours["app"]),
         run_path=options.run_path,
     )
@@ -163,4 +166,50 @@ def _go_where_it_was(cwd: str, places: Mapping[str, str]) -> None:
         os.chdir("/")
 
 
-_KINDS: Mapping[str, Callable[[Mapping[str, Any]], Built]] = {"compile": _compile}
+def _build(job: Mapping[str, Any]) -> Built:
+    """`nsbuild build` of the copies. The time limit ends whatever runs then, and this process's own work."""
+    from nsbuild.build import BuildOptions, build
+    from nsbuild.errors import ExitCode
+    from nsbuild.rollout.builds import known_of
+
+    os.environ.clear()
+    os.environ.update(job["environ"])
+    os.chdir("/")
+    path = job["path"]
+    options = BuildOptions(**job["options"])
+    end = time.monotonic() + job["timeout"]
+
+    def late(*_: object) -> None:
+        raise _Late
+
+    # During a launch it is the command's, which is ended by it.
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, job["timeout"], 1.0)
+    try:
+        record = build(job["source"], job["buildpacks"], options)
+    except _Late:
+        return Built(int(ExitCode.LIMIT), True)
+    except NsbuildError as error:
+        overdue = time.monotonic() >= end
+        return Built(int(ExitCode.LIMIT if overdue else error.code), overdue, error.sentence)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    more = {"leaks": known_of(record)["leaks"]}
+    shipped = job["shipped"] and _unpacked(Path(job["shipped"]), Path(path))
+    return Built(0, slug=str(options.output), shipped=shipped, run_path=options.run_path, more=more)
+
+
+def _unpacked(slug: Path, beside: Path) -> str:
+    if format_of(slug) == "directory":
+        return str(slug)
+    user = build_user(str(beside))
+    name = Workspace(str(beside / "unpacked"), user)
+    os.mkdir(name.path)
+    for directory in ("app", "home", "cache", "env", "tmp", "var-tmp"):
+        name.make(directory)
+    unpack_slug(slug, name)
+    return name.directory("app")
+
+
+_KINDS: Mapping[str, Callable[[Mapping[str, Any]], Built]] = {"compile": _compile, "build": _build}

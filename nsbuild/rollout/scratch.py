@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from nsbuild.workspace import make_locked, name_in, remove_locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 NAME = "copies"
 
@@ -36,8 +38,8 @@ class Scratch:
         with signals_held():
             self.lock = make_locked(parent, self.path)
 
-    def copy(self, source: str, name: str, *, skip: tuple[str, ...] = ()) -> str:
-        """A copy of a directory tree, of its owner's; returns where. Without what has a name of `skip` at its top.
+    def copy(self, source: str, name: str, *, skip: Collection[str] = ()) -> str:
+        """A copy of a file or a directory tree, of its owner's; returns where. Without the paths of `skip` in it.
 
         Raises OSError.
         """
@@ -45,9 +47,13 @@ class Scratch:
         real, path = os.path.realpath(source), f"{self.path}/{name}"
         info = os.stat(real)
         owner = (info.st_uid, info.st_gid) if os.geteuid() == 0 else None
-        report = copy_tree(real, path, owner=owner, unlock=True, skip=lambda found, _: found in skip)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if stat.S_ISREG(info.st_mode):
+            shutil.copyfile(real, path)
+            self.bytes += info.st_size
+        else:
+            self.bytes += copy_tree(real, path, owner=owner, unlock=True, skip=lambda found, _: found in skip).bytes
         self.seconds += time.monotonic() - began
-        self.bytes += report.bytes
         return path
 
     def make(self, name: str, like: str) -> str:

@@ -12,6 +12,7 @@ import marshal
 import os
 import time
 from pathlib import Path
+from typing import Any, TypeVar
 
 from nsbuild.rollout import cache
 from nsbuild.rollout.scratch import Scratch, default_parent
@@ -22,7 +23,6 @@ from nsbuild.sandbox.view import app_layout
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from typing import Any
 
     from nsbuild.rollout.arms import Call
     from nsbuild.rollout.noted import Noted
@@ -30,19 +30,48 @@ if TYPE_CHECKING:
 JOB, DELIVERED, LOCK = 0, 3, 4
 """Descriptors of the candidate's process: what to do; this process, readable once it has ended; the lock."""
 _HIGH = 64
+Made = TypeVar("Made", bound="Candidate")
 _STATE = ("XDG_STATE_HOME", "NSBUILD_ROLLOUT_STATE")
 
 
 class Candidate:
-    """Copies of everything that a `compile` is given, in `scratch`."""
+    """Copies of everything that a build is given, in `scratch`. A subclass knows what that is."""
 
-    def __init__(self, call: Call, noted: Noted, timeout: float, scratch: Scratch) -> None:
-        """Raises OSError."""
-        self._call = call
+    def __init__(self, noted: Noted, timeout: float, scratch: Scratch) -> None:
         self._noted = noted
         self._timeout = timeout
         self._scratch = scratch
         self.started = False
+
+    def _spawn(self, kind: str, shipped: str, **job: Any) -> None:
+        """The shipped build has ended, and left `shipped`, which may be empty: build once this process has ended.
+
+        Never raises for the candidate's sake.
+        """
+        try:
+            copied = self._scratch.copy(shipped, "shipped") if shipped else ""
+            self._noted.told["shadow"] = dict(self._scratch.cost())
+            known = {
+                "kind": kind,
+                "path": self._scratch.path,
+                "shipped": copied,
+                "decided": self._noted.as_plain(),
+                "timeout": self._timeout,
+                "environ": dict(os.environ),
+            }
+            spawn({**known, **job}, self._scratch)
+            self.started = True
+        except OSError as error:
+            _lost(self._noted, error)
+
+
+class CompileCandidate(Candidate):
+    """Of a `compile`."""
+
+    def __init__(self, call: Call, noted: Noted, timeout: float, scratch: Scratch) -> None:
+        """Raises OSError."""
+        super().__init__(noted, timeout, scratch)
+        self._call = call
         scratch.copy(call.build_dir, "app")
         scratch.copy(call.buildpack, "buildpack")
         own = os.path.realpath(call.cache_dir)
@@ -57,46 +86,30 @@ class Candidate:
             Path(exports, f"{number:03}").write_bytes(Path(path).read_bytes())
 
     def start(self, exit_code: int) -> None:
-        """The shipped build has ended, with BUILD_DIR as it is now: build the candidate once this process has.
-
-        Never raises for the candidate's sake.
-        """
-        try:
-            if exit_code == 0:
-                self._scratch.copy(self._call.build_dir, "shipped")
-            self._noted.told["shadow"] = dict(self._scratch.cost())
-            spawn(self._job(exit_code), self._scratch)
-            self.started = True
-        except OSError as error:
-            _lost(self._noted, error)
-
-    def _job(self, exit_code: int) -> dict[str, Any]:
+        """The shipped compile has ended like this, with BUILD_DIR as it is now."""
         call = self._call
-        return {
-            "kind": "compile",
-            "path": self._scratch.path,
-            "decided": self._noted.as_plain(),
-            "timeout": self._timeout,
-            "shipped": exit_code == 0,
-            "given": [call.build_dir, call.cache_dir, call.env_dir],
-            "real": [
-                os.path.realpath(path) if path else "" for path in (call.build_dir, call.cache_dir, call.env_dir)
-            ],
-            "buildpack": os.path.realpath(call.buildpack),
-            "cwd": _cwd(),
-            "environ": dict(call.environ),
-            "options": pack(call.options.replace(limits=None)),
-        }
+        given = [call.build_dir, call.cache_dir, call.env_dir]
+        self._spawn(
+            "compile",
+            call.build_dir if exit_code == 0 else "",
+            environ=dict(call.environ),
+            given=given,
+            real=[os.path.realpath(path) if path else "" for path in given],
+            buildpack=os.path.realpath(call.buildpack),
+            cwd=_cwd(),
+            options=pack(call.options.replace(limits=None)),
+        )
 
 
 @contextlib.contextmanager
-def prepare(call: Call, noted: Noted, timeout: float, say: Callable[[str], None]) -> Iterator[Candidate | None]:
+def prepare(
+    noted: Noted, workspace_dir: str | None, say: Callable[[str], None], make: Callable[[Scratch], Made]
+) -> Iterator[Made | None]:
     """A candidate that can be started; None, said and noted, when there cannot be one. Removed unless started."""
     scratch = candidate = None
     try:
-        named = call.options.workspace_dir
-        scratch = Scratch(Path(named).absolute() if named else default_parent())
-        candidate = Candidate(call, noted, timeout, scratch)
+        scratch = Scratch(Path(workspace_dir).absolute() if workspace_dir else default_parent())
+        candidate = make(scratch)
     except OSError as error:
         say(f"there will be no shadow: {error.filename or 'a copy'}: {error.strerror}.")
         _lost(noted, error)

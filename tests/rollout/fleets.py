@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from rollout import files
 from support.builders import Builder
 from support.processes import eventually
-from support.sites import Result
+from support.sites import APPS, Result
 
 from nsbuild.rollout import Ledger, Outcome
+
+NODE = {
+    "package.json": '{"name": "x", "version": "1.0.0", "dependencies": {"page": "file:vendor/page"}}',
+    "vendor/page/package.json": '{"name": "page", "version": "1.0.0"}',
+    "vendor/page/index.js": "module.exports = 1;\n",
+}
+"""An app for the Node.js buildpack that needs no network."""
 
 
 class Fleet:
@@ -51,7 +59,23 @@ class Fleet:
 
     def candidate(self, timeout: float = 60) -> Outcome:
         """The candidate's outcome, once it is there and its workspace is gone."""
-        assert eventually(lambda: any(row.shadow for row in self.rows()), timeout), "the candidate never ended"
+        rows = self.rows
+        shadows = sum(1 for decided in self.decisions() if decided == "shadow")
+        assert eventually(lambda: sum(row.shadow for row in rows()) == shadows, timeout), "the candidate never ended"
         copies = self.builder.state / "nsbuild/copies"
         assert eventually(lambda: not copies.exists(), timeout), "the candidate's workspace was left"
         return next(row for row in reversed(self.rows()) if row.shadow)
+
+
+def fresh(builder: Builder, app: str | dict[str, str]) -> None:
+    """What a builder has done before each compile: BUILD_DIR is the source again."""
+    for path in builder.build.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if isinstance(app, str):
+        shutil.copytree(APPS / app, builder.build, symlinks=True, dirs_exist_ok=True)
+    else:
+        for name, text in app.items():
+            path = builder.build / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    builder.own(builder.build)

@@ -8,20 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rollout.fleets import Fleet
-from support.builders import Builder
+from rollout.fleets import NODE, Fleet, fresh
 from support.processes import ROOT, in_child
-from support.sites import APPS, BUILDPACKS, PERSON, from_wheels, holding
+from support.sites import BUILDPACKS, PERSON, from_wheels, holding
 
 from nsbuild.rollout import cache
 
 pytest_plugins = ["support.builder_fixtures", "rollout.fleet_fixtures"]
 
-NODE = {
-    "package.json": '{"name": "x", "version": "1.0.0", "dependencies": {"page": "file:vendor/page"}}',
-    "vendor/page/package.json": '{"name": "page", "version": "1.0.0"}',
-    "vendor/page/index.js": "module.exports = 1;\n",
-}
 REAL: dict[str, tuple[str | dict[str, str], str]] = {
     "python": ("flask-web", "Restoring cache"),
     "node": (NODE, "Restoring cache: node_modules"),
@@ -29,20 +23,6 @@ REAL: dict[str, tuple[str | dict[str, str], str]] = {
     "procfile": ("plain", ""),
 }
 """The app for each buildpack of ours, and what it says when it finds its cache."""
-
-
-def fresh(builder: Builder, app: str | dict[str, str]) -> None:
-    """What a builder has done before each compile: BUILD_DIR is the source again."""
-    for path in builder.build.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    if isinstance(app, str):
-        shutil.copytree(APPS / app, builder.build, symlinks=True, dirs_exist_ok=True)
-    else:
-        for name, text in app.items():
-            path = builder.build / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-    builder.own(builder.build)
 
 
 @pytest.mark.parametrize("pack", sorted(path.name for path in BUILDPACKS.iterdir()))

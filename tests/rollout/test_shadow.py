@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from rollout.fleets import Fleet
+from rollout.fleets import NODE, Fleet, fresh
 from support.builders import Builder
 from support.processes import Child, eventually
 from support.refusals import no_user_namespaces
-from support.sites import snapshot
+from support.sites import BUILDPACKS, snapshot
 
 from nsbuild.rollout import candidate as candidates
 
@@ -157,6 +157,22 @@ def test_what_becomes_of_a_candidate(
     assert (row.fallback != "") == (row.result == "crashed")
     assert shadow.rows()[0].result == "succeeded"
     shadow.builder.intact()
+
+
+def test_real_apps_and_buildpacks(shadow: Fleet) -> None:
+    """npm's and pip's work differs in paths and in what is derived from them: see docs/rollout.md."""
+    builder = shadow.builder
+    for pack, app in (("node", NODE), ("inline", "plain")):
+        fresh(builder, app)
+        for path in builder.cache.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        copied = builder.site.copy(BUILDPACKS / pack, f"packs/{pack}")
+        builder.names.add("packs")
+        env = {"STACK": "heroku-24", "HOME": str(builder.build)}
+        shadow.compile(pack=copied, env=env, timeout=300).ok()
+        row = shadow.candidate(120)
+        assert (row.result, row.exit_code) == ("same", 0), (pack, row)
+        assert sum(1 for one in shadow.rows() if one.shadow) == (1 if pack == "node" else 2)
 
 
 def test_failing_in_both(shadow: Fleet) -> None:
