@@ -498,7 +498,7 @@ def test_a_reader_that_is_slow_and_a_pipe_that_does_not_block(site: Site) -> Non
     while chunk := os.read(reader, 4096):
         total += len(chunk)
     os.close(reader)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=50)
     assert process.returncode == 0, err
     assert total == 1_000_000
 
@@ -508,7 +508,7 @@ def test_a_reader_that_has_gone_is_said(site: Site) -> None:
     process = site.start(*site.words(site.app(), site.buildpack("sleep 0.2; yes")), stdout=writer)
     os.close(writer)
     os.close(reader)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=50)
     assert process.returncode == 125, err
     assert b"stdout" in err and b"Traceback" not in err
 

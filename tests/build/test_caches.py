@@ -97,7 +97,7 @@ def test_rm_leaves_a_running_builds_copy_alone(three: Site) -> None:
     three.nsbuild("cache", "rm", "--all").ok()
     (here,) = three.inside("tmp/here")
     three.write(os.path.relpath(here.replace("/here", "/go"), three.path))
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=50)
     assert (process.returncode, out) == (0, b"2000000\n"), err
     assert len(listed(three)) == 1
 
@@ -114,7 +114,7 @@ def test_rm_takes_its_turn(three: Site) -> None:
         assert not eventually(lambda: remover.poll() is not None, 1)
         assert cache.joinpath("content").is_dir()
     for process in (remover, build):
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=50)
         assert process.returncode == 0, err
     assert three.nsbuild("cache", "rm", "--all").ok().text.count("removed") >= 2
 
@@ -128,6 +128,6 @@ def test_ctrl_c_while_it_waits(three: Site) -> None:
         remover = three.start("cache", "rm", cache.name)
         assert not eventually(lambda: remover.poll() is not None, 1)
         remover.send_signal(signal.SIGINT)
-        _, err = remover.communicate(timeout=20)
+        _, err = remover.communicate(timeout=50)
     assert remover.returncode == 130, err
     assert cache.joinpath("content").is_dir()

@@ -43,9 +43,9 @@ def in_phase(site: Site, phase: str, *words: str) -> subprocess.Popen[bytes]:
     output = site.path / "slug.tgz" if phase == "slug" else site.out
     process = site.start(*site.words("app", pack, *words, output=output), "--report", "record.json")
     if phase == "stage":
-        assert eventually(lambda: any(site.apps.glob(".workspaces/build-*/app/many-1*")), 20)
+        assert eventually(lambda: any(site.apps.glob(".workspaces/build-*/app/many-1*")), 50)
     elif phase == "slug":
-        assert eventually(lambda: any(site.path.glob(".slug.tgz.nsbuild-*")), 20)
+        assert eventually(lambda: any(site.path.glob(".slug.tgz.nsbuild-*")), 50)
     else:
         site.appears("tmp/here")
     return process
@@ -154,7 +154,7 @@ def test_kill_9(built: Site, phase: str) -> None:
     before = state(built)
     process = in_phase(built, phase)
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=50)
     assert eventually(lambda: not built.processes()), built.processes()
     (left,) = built.apps.glob(".workspaces/build-*")
     for path in (built.path / "app").glob("many-*"):

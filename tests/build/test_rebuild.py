@@ -66,7 +66,7 @@ def shelled(site: Site, *packs: object, says: bytes) -> tuple[bytes, int]:
     try:
         terminal.output.wait_for(b"leave it with")
         os.write(terminal.master, says + b"\nexit 3\n")
-        return terminal.output.rest(), process.wait(timeout=30)
+        return terminal.output.rest(), process.wait(timeout=50)
     finally:
         process.kill()
 
@@ -88,7 +88,7 @@ def test_no_shell_where_nothing_has_failed_in_a_buildpack(site: Site) -> None:
     process = site.start(*words, stdin=terminal, stdout=terminal, stderr=terminal)
     os.close(terminal)
     said = Output(controller).rest()
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=50) == 0
     assert b"leave it with" not in said
 
 

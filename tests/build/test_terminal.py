@@ -41,7 +41,7 @@ def on_a_terminal(site: Site, env: dict[str, str], script: str = "echo step") ->
     try:
         return Output(controller).rest()
     finally:
-        process.wait(timeout=20)
+        process.wait(timeout=50)
 
 
 def test_a_terminal_gets_colours(site: Site) -> None:
@@ -92,7 +92,7 @@ def test_help_goes_to_a_reader_that_leaves(site: Site) -> None:
     os.close(reader)
     process = site.start("build", "--help", stdout=writer)
     os.close(writer)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=50)
     assert b"Traceback" not in err and b"Exception" not in err
 
 

@@ -91,6 +91,6 @@ def test_a_reader_that_leaves_ends_the_build(site: Site) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=50)
     assert process.returncode == 125
     assert b"stdout cannot be written" in err and b"Traceback" not in err

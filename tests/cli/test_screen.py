@@ -54,7 +54,7 @@ class Watched:
 
     def ends(self, code: int = 0) -> list[str]:
         lines = self.screen.ends()
-        assert self.process.wait(timeout=30) == code, "\n".join(lines)
+        assert self.process.wait(timeout=50) == code, "\n".join(lines)
         assert not self.screen.screen.cursor.hidden
         return lines
 
@@ -79,7 +79,7 @@ def watch(site: Site) -> Iterator[Callable[..., Watched]]:
     for build in builds:
         if build.process.poll() is None:
             build.process.terminate()
-            build.process.wait(timeout=30)
+            build.process.wait(timeout=50)
 
 
 Watch = Callable[..., Watched]
@@ -266,4 +266,4 @@ def test_a_download() -> None:
     process.stdin.write("pack.tgz 10000000 10000000\n")
     process.stdin.close()
     assert screen.ends() == ["nsbuild: downloaded pack.tgz (10.0 MB)"]
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=50) == 0

@@ -220,7 +220,7 @@ def test_an_interrupted_compile_is_not_rescued(fleet: Fleet) -> None:
     assert process.stdout is not None
     Output(os.dup(process.stdout.fileno())).wait_for(b"ready")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=50)
     assert process.returncode == 9
     assert (fleet.only().arm, fleet.only().result, fleet.only().exit_code) == ("namespace", "failed", 9)
     fleet.builder.intact()

@@ -17,7 +17,7 @@ from nsbuild.rollout import cache
 pytest_plugins = ["support.builder_fixtures", "rollout.fleet_fixtures"]
 
 REAL: dict[str, tuple[str | dict[str, str], str]] = {
-    "python": ("flask-web", "Restoring cache"),
+    "python": ({"requirements.txt": "editables\n"}, "Restoring cache"),
     "node": (NODE, "Restoring cache: node_modules"),
     "inline": ("plain", "Build 2 of this cache"),
     "procfile": ("plain", ""),
@@ -137,8 +137,9 @@ def test_a_tag_that_is_none_makes_it_nobodys(room: Path, make: Callable[[Path], 
     assert os.listdir(room) == []
 
 
-def test_closed_directories_and_links_that_lead_out(room: Path, tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
+def test_closed_directories_and_links_that_lead_out(ground: str) -> None:
+    room, outside = Path(ground) / "room", Path(ground) / "outside"
+    room.mkdir()
     filled(outside, "precious")
 
     def action() -> None:
@@ -153,8 +154,6 @@ def test_closed_directories_and_links_that_lead_out(room: Path, tmp_path: Path) 
         cache.give_direct(str(room))
 
     if ROOT:
-        for path in (tmp_path, *tmp_path.parents[:2]):
-            path.chmod(0o755)
         os.chown(room, PERSON, PERSON)
     in_child(action)
     assert os.listdir(room) == [] and (outside / "precious/file").exists()

@@ -149,7 +149,7 @@ def test_kill_9_leaves_nothing_running_and_gc_removes_the_workspaces(site: Site)
     for name in ("web.1", "web.2", "worker.1"):
         site.appears(f"tmp/{name}")
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=50)
     assert eventually(lambda: not site.processes()), site.processes()
     left = sorted(site.apps.glob(".workspaces/build-*"))
     assert len(left) == 3
@@ -204,7 +204,7 @@ def test_who_ignores_sigterm_is_killed_also_when_nobody_reads(site: Site) -> Non
     process = site.start("run", two(site, "trap '' TERM; yes", f">/tmp/here; {WAIT}"), "--all")
     site.appears("tmp/here")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 143  # nobody has read a byte
+    assert process.wait(timeout=50) == 143  # nobody has read a byte
     said = finish(process).err.splitlines()
     assert "nsbuild: web.1 has not ended 10 seconds after SIGTERM: it is killed." in said
     assert "nsbuild: worker.1 was ended by SIGTERM." in said
@@ -215,7 +215,7 @@ def test_a_reader_that_leaves_ends_them(site: Site) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=30) == 141
+    assert process.wait(timeout=50) == 141
     assert process.stderr is not None and b"Traceback" not in process.stderr.read()
     process.stderr.close()
 
@@ -233,7 +233,7 @@ def test_colours_on_a_terminal(site: Site, env: dict[str, str], colours: bool) -
     process = start(site, path, "--all", stdout=terminal, env={"TERM": "xterm", **env}, stderr=subprocess.DEVNULL)
     os.close(terminal)
     said = Output(controller).rest()
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=50) == 0
     assert re.search(rb"\x1b\[36mweb\.1    \| \x1b\[0mup\r\n" if colours else rb"^web\.1    \| up\r\n", said)
     assert (b"\x1b" in said) == colours
 

@@ -162,7 +162,7 @@ def test_interrupted_it_leaves_nothing(site: Site, number: int) -> None:
     try:
         assert eventually(lambda: bool(site.inside("tmp/up")), 30)
         os.kill(process.pid, number)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=50)
     finally:
         process.kill()
     assert process.returncode == 130, err

@@ -70,7 +70,7 @@ def test_web_answers_on_its_port_until_sigterm(apps: dict[str, App], name: str, 
 
         assert eventually(answers, 30) and answer, process.communicate()[0]
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=50)
     finally:
         process.kill()
         process.communicate()

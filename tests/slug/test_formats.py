@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,11 @@ def made(app: Path, output: Path, format_: str) -> str:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A directory that the builder may use, too; what a test has closed in it is opened for pytest."""
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
+def place(ground: str) -> Path:
+    """A directory that the builder may use, too."""
     if ROOT:
-        os.chown(tmp_path, BUILDER.uid, BUILDER.gid)
-    yield tmp_path
-    subprocess.run(["chmod", "-R", "u+rwX", tmp_path], check=True)
+        os.chown(ground, BUILDER.uid, BUILDER.gid)
+    return Path(ground)
 
 
 def awkward(top: Path) -> Path:

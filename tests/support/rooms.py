@@ -53,12 +53,12 @@ class Output:
         self._fd = fd
         self.data = b""
 
-    def wait_for(self, text: bytes, timeout: float = 20) -> None:
+    def wait_for(self, text: bytes, timeout: float = 50) -> None:
         deadline = time.monotonic() + timeout
         while text not in self.data:
             assert self.more(deadline), f"{text!r} never came, but {self.data!r}"
 
-    def rest(self, timeout: float = 20) -> bytes:
+    def rest(self, timeout: float = 50) -> bytes:
         """Everything, once nobody holds the other end any more."""
         deadline = time.monotonic() + timeout
         while self.more(deadline):

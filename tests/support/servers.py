@@ -210,7 +210,7 @@ def _connects(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _wait(condition: Callable[[], bool], timeout: float = 10) -> None:
+def _wait(condition: Callable[[], bool], timeout: float = 30) -> None:
     until = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < until

@@ -234,7 +234,7 @@ class Site:
         places = (self.apps / ".workspaces", self.path / "*", self.path / "*/.nsbuild")
         return [path for place in places for path in glob.glob(f"{place}/build-*/root/{name}")]
 
-    def appears(self, name: str, timeout: float = 20) -> None:
+    def appears(self, name: str, timeout: float = 50) -> None:
         assert eventually(lambda: bool(self.inside(name)), timeout), f"the build never made {name}"
 
     def litter(self) -> list[str]:

@@ -64,7 +64,7 @@ class Terminal:
     def becomes_raw(self) -> None:
         assert eventually(self.raw), self.modes()
 
-    def type(self, data: bytes, timeout: float = 20) -> None:
+    def type(self, data: bytes, timeout: float = 50) -> None:
         """Everything, reading meanwhile what comes: a terminal never waits for its keys to be taken."""
         deadline = time.monotonic() + timeout
         os.set_blocking(self.master, False)
@@ -80,7 +80,7 @@ class Terminal:
                     continue
         os.set_blocking(self.master, True)
 
-    def says(self, text: bytes, timeout: float = 20) -> None:
+    def says(self, text: bytes, timeout: float = 50) -> None:
         """Wait until it has been shown, and forget everything up to there."""
         self.output.wait_for(text, timeout)
         self.output.data = self.output.data.partition(text)[2]
@@ -106,7 +106,7 @@ class Screen(Terminal):
         self._fed = len(self.output.data)
         return "\n".join(line.rstrip() for line in self.screen.display).rstrip().split("\n")
 
-    def shows(self, text: str, timeout: float = 20) -> list[str]:
+    def shows(self, text: str, timeout: float = 50) -> list[str]:
         """Wait until a line has it; the screen as it is then."""
         deadline = time.monotonic() + timeout
         while not any(text in line for line in self.lines()):
@@ -115,7 +115,7 @@ class Screen(Terminal):
             assert self.output.more(deadline), shown
         return self.lines()
 
-    def ends(self, timeout: float = 20) -> list[str]:
+    def ends(self, timeout: float = 50) -> list[str]:
         """The screen once nobody can write to it any more."""
         self.output.rest(timeout)
         return self.lines()

@@ -39,7 +39,7 @@ class Under:
 
     def go(self) -> Result:
         (self.builder.env / "go").touch()
-        out, err = self.process.communicate(timeout=30)
+        out, err = self.process.communicate(timeout=50)
         (self.builder.env / "go").unlink()
         return Result(self.process.returncode, out, err.decode())
 
@@ -461,9 +461,9 @@ def test_two_with_one_cache_take_turns(builder: Builder, attach: str) -> None:
     interrupted = builder.start(*words)
     assert interrupted.stderr is not None
     interrupted.send_signal(signal.SIGTERM)
-    interrupted.communicate(timeout=20)
+    interrupted.communicate(timeout=50)
     assert under.go().code == 0
-    assert waiting.communicate(timeout=20)[0] == b"first\n"
+    assert waiting.communicate(timeout=50)[0] == b"first\n"
     assert list(builder.state.glob("nsbuild/turns/*")) == []
     builder.intact()
 

@@ -57,7 +57,7 @@ def test_output_input_and_status_are_those_of_the_buildpack(builder: Builder, sc
     direct = subprocess.run(words, input=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     status = direct.returncode if direct.returncode >= 0 else 128 - direct.returncode
     process = builder.start(*builder.words(), stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
-    out, _ = process.communicate(given, timeout=30)
+    out, _ = process.communicate(given, timeout=50)
     assert (process.returncode, out) == (status, direct.stdout)
     builder.intact()
 
@@ -84,7 +84,7 @@ def test_a_reader_that_leaves(person: Builder) -> None:
     assert process.stdout is not None and process.stderr is not None
     process.stdout.read(10)
     process.stdout.close()
-    assert process.wait(timeout=20) == 128 + signal.SIGPIPE
+    assert process.wait(timeout=50) == 128 + signal.SIGPIPE
     process.stderr.close()
     person.intact()
 
@@ -116,7 +116,7 @@ def test_a_signal_arrives_once(builder: Builder, name: str, attach: str) -> None
     output.wait_for(b"got")
     process.send_signal(signal.SIGUSR1)
     assert output.rest() == b"ready\ngot\n"
-    assert process.communicate(timeout=20)[1] == b""
+    assert process.communicate(timeout=50)[1] == b""
     assert process.returncode == 9
     builder.intact()
 
@@ -130,7 +130,7 @@ def test_a_buildpack_that_a_signal_ends(person: Builder, name: str) -> None:
     Output(os.dup(process.stdout.fileno())).wait_for(b"ready")
     number = getattr(signal, f"SIG{name}")
     process.send_signal(number)
-    process.communicate(timeout=20)
+    process.communicate(timeout=50)
     assert process.returncode == 128 + number
     person.intact()
 
@@ -142,7 +142,7 @@ def test_signals_while_things_are_moved_lose_nothing(person: Builder) -> None:
         process = person.start(*person.words())
         assert not eventually(lambda process=process: process.poll() is not None, delay / 1000)  # type: ignore[misc]
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=50)
         assert process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
         person.intact()
 
@@ -628,7 +628,7 @@ def test_a_record_that_cannot_be_written(person: Builder) -> None:
     assert process.stdout is not None
     Output(os.dup(process.stdout.fileno())).wait_for(b"ran")
     place.rmdir()
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=50)
     assert process.returncode == 123
     assert f"{place}/record".encode() in err
 

@@ -107,7 +107,7 @@ def test_a_terminal_that_goes_away(person: Builder) -> None:
         Output(controller).wait_for(b"ready")
         os.close(controller)
         (gate / "go").touch()
-        assert process.wait(timeout=20) == code
+        assert process.wait(timeout=50) == code
         assert process.stderr is not None
         process.stderr.close()
         shutil.rmtree(gate)
@@ -207,7 +207,7 @@ def test_launches_at_a_time_have_workspaces_of_their_own(builder: Builder) -> No
         running.append(process)
     assert len(builder.workspaces()) == 5
     (gate / "go").touch()
-    assert [process.communicate(timeout=20)[0] for process in running] == [b"%d\n" % number for number in range(5)]
+    assert [process.communicate(timeout=50)[0] for process in running] == [b"%d\n" % number for number in range(5)]
     builder.exec("true").ok()
     builder.intact()
 

@@ -117,7 +117,7 @@ def test_a_signal_arrives_once(person: Builder, name: str) -> None:
     output.wait_for(b"got")
     process.send_signal(signal.SIGUSR1)
     assert output.rest() == b"ready\ngot\n"
-    process.communicate(timeout=20)
+    process.communicate(timeout=50)
     assert process.returncode == 9
 
 
