@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +77,8 @@ def read_app_file(source: str | Path) -> ConfigFile | None:
 
 
 def _parsed(data: bytes, path: str) -> dict[str, Any]:
+    import tomllib  # most builds of a builder find no file
+
     try:
         return tomllib.loads(data.decode())
     except UnicodeDecodeError as error:

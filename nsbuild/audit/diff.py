@@ -103,7 +103,8 @@ class Diff:
                 yield f"    ... and {len(mine) - len(shown)} more (--all shows them)"
         ignored = len(self.changes) - len(self.counted)
         left_out = f", {ignored} ignored" if ignored else ""
-        yield f"{len(self.counted)} differences, {self.same} entries the same{left_out}"
+        many = "" if len(self.counted) == 1 else "s"
+        yield f"{len(self.counted)} difference{many}, {self.same} entries the same{left_out}"
 
 
 def diff(a: str | Path, b: str | Path, options: DiffOptions | None = None) -> Diff:

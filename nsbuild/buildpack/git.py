@@ -63,7 +63,10 @@ class Git:
             if name in found:
                 return name.removesuffix("^{}"), found[name]
         if not ref:
-            raise UsageError(f"The git repository {self.reference.shown} is empty.", "Give one that has a commit.")
+            raise UsageError(
+                f"The git repository {self.reference.shown} is empty, or its default branch is not there.",
+                "Give one that has a commit, or name a branch after #.",
+            )
         return None
 
     def checkout(self, name: str, directory: Path) -> str:
@@ -77,10 +80,10 @@ class Git:
         self._run(directory, "config", "remote.origin.url", self.url)
         exact = name == "HEAD" or name.startswith("refs/") or COMMIT.fullmatch(name)
         if not (exact and self._fetched(directory, "--depth=1", name)):
-            self._run(
-                directory,
-                *_fetch("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*", f"+HEAD:{_HEAD}"),
-            )
+            everything = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
+            # HEAD may name a branch that is not there: main was pushed to a repository that was made for master.
+            if not self._fetched(directory, *everything, f"+HEAD:{_HEAD}"):
+                self._run(directory, *_fetch(*everything))
         commit = self._commit(directory, name)
         self._run(directory, "checkout", "--quiet", "--detach", "--force", commit)
         if (directory / ".gitmodules").is_file():

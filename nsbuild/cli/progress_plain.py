@@ -31,7 +31,8 @@ class PlainProgress:
         say(ours(summary.result))
 
     def failed(self, error: NsbuildError) -> None:
-        say(ours(f"failed after {time.monotonic() - self._began:.1f} s"))
+        if getattr(error, "record", None) is not None:  # it had begun
+            say(ours(f"failed after {time.monotonic() - self._began:.1f} s"))
 
     def close(self) -> None:
         return

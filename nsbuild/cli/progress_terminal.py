@@ -86,7 +86,8 @@ class TerminalProgress:
 
     def failed(self, error: NsbuildError) -> None:
         self.close()
-        self._line(ours(f"failed after {time.monotonic() - self._began:.1f} s"), "red")
+        if getattr(error, "record", None) is not None:  # it had begun
+            self._line(ours(f"failed after {time.monotonic() - self._began:.1f} s"), "red")
 
     def close(self) -> None:
         self._over.set()

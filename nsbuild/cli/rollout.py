@@ -18,6 +18,10 @@ from nsbuild.errors import ExitCode, Refused, UsageError
 from nsbuild.rollout import Decision, Ledger, attributes_of, choose, edit, state_directory
 from nsbuild.rollout.source import settings
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nsbuild.rollout.status import Status
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 flags_option = click.option(
@@ -173,14 +177,22 @@ def check(flags: str | None, cap: int | None, dry_run: bool, as_json: bool) -> i
 @rollout.command()
 @flags_option
 @click.option("-o", "--output", metavar="FILE", help="Replace FILE at once, for a textfile collector.")
-def metrics(flags: str | None, output: str | None) -> None:
+@click.option(
+    "--otlp", metavar="URL", help="Send them to a collector, http://HOST:4318/v1/metrics, and print nothing."
+)
+def metrics(flags: str | None, output: str | None, otlp: str | None) -> None:
     """Print the same numbers for Prometheus."""
     from nsbuild.rollout.metrics import as_prometheus
     from nsbuild.rollout.status import read_status
     from nsbuild.tree import write_atomic
 
     state, ledger = opened_state()
-    text = as_prometheus(read_status(flags_file(flags), state, ledger, datetime.now(UTC)))
+    found = read_status(flags_file(flags), state, ledger, datetime.now(UTC))
+    if otlp is not None:
+        _send(found, otlp)
+        if output is None:
+            return
+    text = as_prometheus(found)
     if output is None:
         click.echo(text, nl=False)
         return
@@ -188,6 +200,14 @@ def metrics(flags: str | None, output: str | None) -> None:
         write_atomic(output, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}.") from None
+
+
+def _send(status: Status, url: str) -> None:
+    try:
+        from nsbuild.rollout.otlp import send
+    except ImportError as error:
+        raise Refused(f"{error}.", "Install nsbuild[otlp].") from None
+    send(status, url)
 
 
 @rollout.command()

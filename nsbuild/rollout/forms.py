@@ -18,17 +18,16 @@ _BUCKET = {"var": "bucket"}
 def listing(flag: str, lists: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The flag `nsbuild-deny` or `nsbuild-allow`: apps by path. Apps are sorted, for people who compare files."""
     names = {"denied": DIRECT} if flag == DENY else {NAMESPACE: NAMESPACE, SHADOW: SHADOW, DIRECT: DIRECT}
-    chain: list[Any] = []
-    for variant, path in names.items():
-        if lists.get(path):
-            chain += [{"in": [_APP, sorted(set(lists[path]))]}, variant]
+    chain = [
+        ({"in": [_APP, sorted(set(lists[path]))]}, variant) for variant, path in names.items() if lists.get(path)
+    ]
     return _flag({**names, NONE: ""}, chain)
 
 
 def lists_of(flag: Mapping[str, Any] | None) -> dict[str, list[str]] | None:
     """The apps of a flag that `listing` has made, by path; None for a flag in another form."""
     found: dict[str, list[str]] = {}
-    for condition, path in _chain(flag) if flag is not None else []:
+    for condition, path in _conditions(flag) if flag is not None else []:
         match condition:
             case {"in": [app, [*apps]]} if app == _APP and all(isinstance(one, str) for one in apps):
                 found.setdefault(path, []).extend(apps)
@@ -40,13 +39,13 @@ def lists_of(flag: Mapping[str, Any] | None) -> dict[str, list[str]] | None:
 def percentage(namespace: int, shadow: int) -> dict[str, Any]:
     """The flag `nsbuild-percentage`, shares in buckets: apps below `namespace`, then those below `shadow`."""
     variants = {NAMESPACE: NAMESPACE, SHADOW: SHADOW, NONE: ""}
-    return _flag(variants, [{"<": [_BUCKET, namespace]}, NAMESPACE, {"<": [_BUCKET, shadow]}, SHADOW])
+    return _flag(variants, [({"<": [_BUCKET, namespace]}, NAMESPACE), ({"<": [_BUCKET, shadow]}, SHADOW)])
 
 
 def shares_of(flag: Mapping[str, Any] | None) -> tuple[int, int] | None:
     """(namespace, shadow) of a flag that `percentage` has made; None for a flag in another form."""
     found = {NAMESPACE: 0, SHADOW: 0}
-    for condition, path in _chain(flag) if flag is not None else []:
+    for condition, path in _conditions(flag) if flag is not None else []:
         match condition:
             case {"<": [bucket, int(share)]} if bucket == _BUCKET and 0 <= share <= BUCKETS and path in found:
                 found[path] = share
@@ -55,26 +54,43 @@ def shares_of(flag: Mapping[str, Any] | None) -> tuple[int, int] | None:
     return (found[NAMESPACE], found[SHADOW]) if flag is None or _is_ours(flag) else None
 
 
-def _flag(variants: Mapping[str, str], chain: list[Any]) -> dict[str, Any]:
+def _flag(variants: Mapping[str, str], chain: Sequence[tuple[Any, str]]) -> dict[str, Any]:
+    """One `if` in the other: flagd's schema has none of more than three arguments (flagd-schemas, targeting.json)."""
     made = {"state": "ENABLED", "variants": dict(variants), "defaultVariant": NONE}
-    return {**made, "targeting": {"if": [*chain, NONE]}} if chain else made
+    rule: Any = NONE
+    for condition, variant in reversed(chain):
+        rule = {"if": [condition, variant, rule]}
+    return {**made, "targeting": rule} if chain else made
+
+
+def _conditions(flag: Mapping[str, Any]) -> list[tuple[Any, str]]:
+    """Each condition of the chain with the path it gives."""
+    return [(condition, _value(flag, variant)) for condition, variant in _chain(flag)[0]]
 
 
 def _is_ours(flag: Mapping[str, Any]) -> bool:
-    """Whether it settles nothing unless a condition holds, and everything in it is a condition with its variant."""
-    variants = flag.get("variants", {})
-    default = variants.get(flag.get("defaultVariant") or NONE, "")
-    match flag.get("targeting"):
-        case None:
-            return flag.get("state") == "ENABLED" and default == ""
-        case {"if": [*_, last]}:
-            return flag.get("state") == "ENABLED" and default == "" and variants.get(last, last) == ""
-    return False
+    """Whether it settles nothing unless a condition holds."""
+    ends = (_chain(flag)[1], flag.get("defaultVariant"))
+    return flag.get("state") == "ENABLED" and all(end is None or _value(flag, end) == "" for end in ends)
 
 
-def _chain(flag: Mapping[str, Any]) -> list[tuple[Any, str]]:
-    match flag.get("targeting"):
-        case {"if": [*chain]}:
-            pairs = zip(chain[0:-1:2], chain[1:-1:2], strict=False)
-            return [(condition, flag.get("variants", {}).get(variant, "")) for condition, variant in pairs]
-    return []
+def _value(flag: Mapping[str, Any], variant: object) -> str:
+    """A variant's value; something that is no path for what is no variant."""
+    found = flag.get("variants", {}).get(variant, "?") if isinstance(variant, str) else "?"
+    return str(found)
+
+
+def _chain(flag: Mapping[str, Any]) -> tuple[list[tuple[Any, Any]], Any]:
+    """The conditions with what follows from each, and what is at the end."""
+    chain: list[tuple[Any, Any]] = []
+    rule = flag.get("targeting")
+    while True:
+        match rule:
+            case {"if": [condition, variant, rest]}:
+                chain.append((condition, variant))
+                rule = rest
+            case {"if": [condition, variant, *rest]}:
+                chain.append((condition, variant))
+                rule = {"if": rest} if rest else None
+            case _:
+                return chain, rule

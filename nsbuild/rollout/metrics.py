@@ -1,4 +1,4 @@
-"""The ledger's numbers for Prometheus' textfile collector. Gauges: what is removed by age is counted no more."""
+"""The ledger's numbers as gauges, for Prometheus' textfile collector: what is removed by age is counted no more."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ Samples = Iterable[tuple[Mapping[str, str], float]]
 
 def as_prometheus(status: Status) -> str:
     """Prometheus' text format, version 0.0.4."""
+    return "".join(_family(f"nsbuild_rollout_{name}", about, samples) for name, about, samples in families(status))
+
+
+def families(status: Status) -> list[tuple[str, str, Samples]]:
+    """The name, what it is, and the values by their labels, of every gauge."""
     ledger = status.ledger
     one: dict[str, str] = {}
-    families: list[tuple[str, str, Samples]] = [
+    found: list[tuple[str, str, Samples]] = [
         ("killed", "1 while the kill switch sends every build direct.", [(one, float(bool(status.killed)))]),
         ("flags_good", "1 while the flags file can be used.", [(one, float(not status.problem))]),
         ("spooled_records", "Records that wait for the ledger.", [(one, status.spooled)]),
@@ -58,10 +63,10 @@ def as_prometheus(status: Status) -> str:
     ]
     if status.shares is not None:
         shares = [({"path": path}, share) for path, share in status.shares.items()]
-        families.insert(2, ("share", "The share of apps below which a path is taken, 0 to 1.", shares))
+        found.insert(2, ("share", "The share of apps below which a path is taken, 0 to 1.", shares))
     if ledger.last is not None:
-        families.append(("last_build_time_seconds", "When the latest build began.", [(one, ledger.last)]))
-    return "".join(_family(f"nsbuild_rollout_{name}", about, samples) for name, about, samples in families)
+        found.append(("last_build_time_seconds", "When the latest build began.", [(one, ledger.last)]))
+    return found
 
 
 def _family(name: str, about: str, samples: Samples) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import stat
 import time
 from dataclasses import dataclass, fields, replace
@@ -30,7 +29,7 @@ def choose(
     UsageError for an app, an attribute or an override that is none; flags that are missing, malformed or stale are
     told in `problem`, and nothing else.
     """
-    attributes = {"host": platform.node(), **attributes}
+    attributes = {"host": os.uname().nodename, **attributes}
     if kill := killed(flags_file):
         return decide(app, attributes, Source(None), override=override, kill=kill)
     return decide(app, attributes, source_of(flags_file, state), override=override)

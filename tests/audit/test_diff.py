@@ -198,7 +198,7 @@ def test_the_command(pair: tuple[Path, Path]) -> None:
     assert done.stdout.splitlines() == [
         "path only (1)",
         "    content   run: 19 bytes | 4 bytes",
-        "1 differences, 0 entries the same",
+        "1 difference, 0 entries the same",
     ]
     assert json.loads(command(*pair, "--json").stdout)["totals"] == [
         {"what": "content", "kind": "path only", "count": 1}

@@ -42,7 +42,8 @@ def state(site: Site) -> dict[str, tuple[object, ...]]:
 def test_no_such_source(built: Site) -> None:
     before = state(built)
     pack = built.path / "pack"
-    built.build("nowhere", pack).refused(2, "nowhere", "does not exist", "Give")
+    absent = built.build("nowhere", pack).refused(2, "nowhere", "does not exist", "Give")
+    assert absent.err.count("\n") == 1  # nothing had begun: the sentence is all
     built.build(built.write("file"), pack).refused(2, "file", "neither a directory nor an archive")
     built.build("", pack).refused(2)
     lost_nothing(built, before)

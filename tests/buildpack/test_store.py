@@ -483,3 +483,16 @@ def test_a_build_without_its_buildpack(site: Site, server: Server) -> None:
     secret = server.url.replace("//", "//me:hunter2@") + "/nosuch.tgz?token=hunter2"
     result = site.build("app", "--env", f"BUILDPACK_URL={secret}").refused(2, "404")
     assert "hunter2" not in result.err + json.dumps(result.record)
+
+
+def test_a_repository_whose_default_branch_is_not_there(store: Store, repository: Repository, tmp_path: Path) -> None:
+    """`git init --bare` for one name, `git push` of another."""
+    bare = tmp_path / "bare.git"
+    repository.git("init", "--quiet", "--bare", "--initial-branch=absent", str(bare))
+    repository.git("push", "--quiet", str(bare), "HEAD:refs/heads/there")
+    assert get(store, f"{bare}#there").commit
+    with pytest.raises(NsbuildError, match="its default branch is not there"):
+        get(store, str(bare))
+    with pytest.raises(NsbuildError, match="no branch, tag or commit nowhere") as refusal:
+        get(store, f"{bare}#nowhere")
+    assert refusal.value.code == ExitCode.USAGE

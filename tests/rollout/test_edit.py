@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from openfeature.contrib.tools.flagd.core.flagd_core import FlagdCore
+from openfeature.evaluation_context import EvaluationContext
 from rollout.files import document, members, share, write
 
 from nsbuild.errors import Refused, UsageError
@@ -51,6 +53,29 @@ def test_edits_begin_a_file_and_build_on_one_another(flags: Path) -> None:
     assert path_of(flags, "big") == ("direct", "deny")
     assert path_of(flags, "bad")[1] == "percentage"
     assert "big" not in json.dumps(json.loads(flags.read_text())["flags"]["nsbuild-allow"])
+
+
+def ifs(rule: object) -> list[list[object]]:
+    if isinstance(rule, dict):
+        own = [rule["if"]] if "if" in rule else []
+        return own + [one for part in rule.values() for one in ifs(part)]
+    return [one for part in rule for one in ifs(part)] if isinstance(rule, list) else []
+
+
+def test_what_is_written_is_flagds_and_read_again(flags: Path) -> None:
+    lists = {"a": "namespace", "b": "shadow", "c": "direct", "d": "namespace"}
+    apply(str(flags), Change(namespace=500, shadow=2500, allow=lists, deny=["e"]), WHY)
+    content = json.loads(flags.read_text())
+    # flagd-schemas, json/targeting.json: "the form accepting more than 3 arguments is not supported in flagd"
+    assert [len(arguments) for arguments in ifs(content["flags"])] == [3] * 6
+    assert all(type(value) in (str, bool, int, float) for value in content["metadata"].values())
+    assert shares_of(content["flags"]["nsbuild-percentage"]) == (500, 2500)
+    assert lists_of(content["flags"]["nsbuild-allow"]) == {"namespace": ["a", "d"], "shadow": ["b"], "direct": ["c"]}
+    core = FlagdCore()
+    core.set_flags(flags.read_text())
+    context = EvaluationContext("x", {"app": "b", "bucket": 2499})
+    assert core.resolve_string_value("nsbuild-allow", "", context).value == "shadow"
+    assert core.resolve_string_value("nsbuild-percentage", "", context).value == "shadow"
 
 
 def test_every_edit_is_logged_with_who_when_and_why(flags: Path) -> None:

@@ -83,6 +83,8 @@ def test_the_exit_codes_are_those_that_scripts_depend_on() -> None:
         "TESTS_FAILED": 1,
         "DIFFERENT": 1,
         "NEEDS_CARE": 1,
+        "FAILING": 1,
+        "INCONCLUSIVE": 3,
         "USAGE": 2,
         "UNFIT": 3,
         "NO_BUILDPACK": 10,
