@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -176,6 +177,26 @@ def check(flags: str | None, cap: int | None, dry_run: bool, as_json: bool) -> i
 
 @rollout.command()
 @flags_option
+@click.option("-o", "--output", required=True, metavar="FILE", help="The page, which is replaced at once.")
+def report(flags: str | None, output: str) -> None:
+    """Write one HTML page, which needs no network: shares, success, durations, fallbacks, differences, the guard."""
+    try:
+        from nsbuild.rollout.report import as_html
+    except ImportError as error:
+        raise UsageError(f"{error}: install nsbuild[rollout].") from None
+    from nsbuild.rollout.check import check as look
+    from nsbuild.rollout.status import read_status
+
+    file = flags_file(flags)
+    state, ledger = opened_state()
+    status = read_status(file, state, ledger, datetime.now(UTC))
+    page = as_html(status, look(ledger, file, dry_run=True).verdict, time.time())
+    _replace(output, page)
+    click.echo(output)
+
+
+@rollout.command()
+@flags_option
 @click.option("-o", "--output", metavar="FILE", help="Replace FILE at once, for a textfile collector.")
 @click.option(
     "--otlp", metavar="URL", help="Send them to a collector, http://HOST:4318/v1/metrics, and print nothing."
@@ -184,7 +205,6 @@ def metrics(flags: str | None, output: str | None, otlp: str | None) -> None:
     """Print the same numbers for Prometheus."""
     from nsbuild.rollout.metrics import as_prometheus
     from nsbuild.rollout.status import read_status
-    from nsbuild.tree import write_atomic
 
     state, ledger = opened_state()
     found = read_status(flags_file(flags), state, ledger, datetime.now(UTC))
@@ -196,6 +216,12 @@ def metrics(flags: str | None, output: str | None, otlp: str | None) -> None:
     if output is None:
         click.echo(text, nl=False)
         return
+    _replace(output, text)
+
+
+def _replace(output: str, text: str) -> None:
+    from nsbuild.tree import write_atomic
+
     try:
         write_atomic(output, text.encode("utf-8", "backslashreplace"))
     except OSError as error:

@@ -90,7 +90,7 @@ class Verdict:
         yield f"{'measure':9} {'namespace':26} {'direct':26} {'evidence':>12} {'halts at':>9}"
         for finding in self.findings:
             direct = "-" if finding.direct is None else str(finding.direct)
-            evidence = finding.problem or f"{_ratio(finding.evidence):>12} {_ratio(finding.halts):>9}"
+            evidence = finding.problem or f"{ratio(finding.evidence):>12} {ratio(finding.halts):>9}"
             yield f"{finding.measure:9} {finding.namespace!s:26} {direct:26} {evidence}"
         yield f"{self.builds:,} builds looked at; apps are counted once each."
 
@@ -114,10 +114,10 @@ def _waiting(failure: Measure, findings: tuple[Finding, ...]) -> tuple[State, li
     if leaning:
         return State.INCONCLUSIVE, [f"not enough to halt, too much to go on: {_sentence(one)}" for one in leaning]
     if failure.relief.highest >= ASSURED:
-        sure = f"evidence {_ratio(failure.relief.highest)}, {_ratio(ASSURED)} is asked"
+        sure = f"evidence {ratio(failure.relief.highest)}, {ratio(ASSURED)} is asked"
         return State.PASSING, [f"the namespace does not fail twice as often as the direct path ({sure})."]
     count = len(failure.namespace.apps)
-    sure = f"evidence {_ratio(failure.relief.highest)} of {_ratio(ASSURED)}"
+    sure = f"evidence {ratio(failure.relief.highest)} of {ratio(ASSURED)}"
     return State.INCONCLUSIVE, [
         f"too few builds to say that the namespace does not fail twice as often ({sure}): {count:,} apps there."
     ]
@@ -185,10 +185,11 @@ def _evidence(finding: Finding) -> Iterator[str]:
     yield f"  namespace  {finding.namespace}"
     if finding.direct is not None:
         yield f"  direct     {finding.direct}"
-    yield f"  evidence   {_ratio(finding.evidence)} that it is the namespace; it halts at {_ratio(finding.halts)}"
+    yield f"  evidence   {ratio(finding.evidence)} that it is the namespace; it halts at {ratio(finding.halts)}"
     yield from (f"  common     {line}" for line in finding.common)
     yield f"  latest     {', '.join(finding.apps)}"
 
 
-def _ratio(evidence: float) -> str:
+def ratio(evidence: float) -> str:
+    """As people bet."""
     return f"{evidence:,.0f} : 1" if evidence < 1e6 else f"{evidence:.0e} : 1"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nsbuild.rollout.decision import PATHS, SHADOW_RESULTS, SHIPPED_RESULTS
+from nsbuild.rollout.history import Different, Stretch, stretches, wilson, worst
 from nsbuild.rollout.ledger import Ledger
 
 
@@ -14,13 +15,16 @@ class Shipped:
     """The builds that were shipped of one decided path. `apps` are distinct ones.
 
     `results` has a count for each of SHIPPED_RESULTS. A build fails by its exit code: `failing` counts fallbacks and
-    rescues that ended badly too. Seconds and bytes are None where no build is known; `leaking` are builds with leaks.
+    rescues that ended badly too. `well` are the apps of which no build has failed, `well_bounds` Wilson's for their
+    share, at 95 %. Seconds and bytes are None where no build is known; `leaking` are builds with leaks.
     """
 
     builds: int
     apps: int
     results: Mapping[str, int]
     failing: int
+    well: int
+    well_bounds: tuple[float, float] | None
     seconds_median: float | None
     seconds_p95: float | None
     slug_bytes_median: float | None
@@ -33,7 +37,7 @@ class Summary:
     """`decisions` by path, `reasons` by reason; `shipped` by decided path; `candidates` by result, of the shadows.
 
     `fallbacks` are the reasons for those, the most frequent first. `first` and `last` are when the earliest and the
-    latest outcome began, in seconds since 1970; None without any.
+    latest outcome began, in seconds since 1970; None without any. `history` and `worst` are what the report draws.
     """
 
     decisions: Mapping[str, int]
@@ -43,6 +47,8 @@ class Summary:
     fallbacks: tuple[tuple[str, int], ...]
     first: float | None
     last: float | None
+    history: tuple[Stretch, ...]
+    worst: tuple[Different, ...]
 
 
 def summarise(ledger: Ledger) -> Summary:
@@ -61,6 +67,8 @@ def summarise(ledger: Ledger) -> Summary:
             fallbacks=tuple((str(why), int(count)) for why, count in fallbacks),
             first=first,
             last=last,
+            history=stretches(ledger),
+            worst=worst(ledger),
         )
 
 
@@ -69,6 +77,7 @@ def _shipped(ledger: Ledger, path: str) -> Shipped:
     [(builds, apps, failing, leaking)] = ledger.query(
         f"SELECT count(*), count(DISTINCT app), total(exit_code IS NOT 0), total(leaks > 0) {where}", (path,)
     )
+    [(ill,)] = ledger.query(f"SELECT count(DISTINCT app) {where} AND exit_code IS NOT 0", (path,))
     boots = dict(ledger.query(f"SELECT boot, count(*) {where} AND boot != '' GROUP BY boot", (path,)))
 
     def quantile(column: str, share: float) -> float | None:
@@ -84,6 +93,8 @@ def _shipped(ledger: Ledger, path: str) -> Shipped:
         apps=apps,
         results=_all(SHIPPED_RESULTS, dict(ledger.query(f"SELECT result, count(*) {where} GROUP BY 1", (path,)))),
         failing=int(failing),
+        well=apps - ill,
+        well_bounds=wilson(apps - ill, apps),
         seconds_median=quantile("seconds", 0.5),
         seconds_p95=quantile("seconds", 0.95),
         slug_bytes_median=quantile("slug_bytes", 0.5),

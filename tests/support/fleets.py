@@ -41,7 +41,8 @@ class App:
 
 @dataclass
 class Fleet:
-    """`fails` is the chance of any build, `bad_fails` that of BAD in the namespace, `refusing` hosts of a hundred.
+    """`fails` is the chance of any build, `bad_fails` that of BAD in the namespace from build `bad_from`
+    on; of a hundred hosts `refusing` refuse.
 
     A second passes slowly: `pace` builds are made a second of the fleet's clock.
     """
@@ -50,6 +51,7 @@ class Fleet:
     seed: int = 0
     fails: float = 0.03
     bad_fails: float = 0.03
+    bad_from: int = 0
     refusing: int = 0
     rescue: bool = False
     began: float = 1_760_000_000.0
@@ -95,7 +97,7 @@ class Fleet:
             team=str(app.attributes["team"]),
             buildpacks=tuple(app.attributes["buildpacks"]),
         )
-        bad = BAD in decided.buildpacks
+        bad = BAD in decided.buildpacks and number >= self.bad_from
         # Drawn for both arms alike: a build that fails by itself fails in either.
         fate = chance.random()
         fails = fate < (self.bad_fails if bad and decided.path == NAMESPACE else self.fails)
@@ -112,6 +114,7 @@ class Fleet:
         if decided.path != SHADOW:
             return decided, [shipped]
         differs = chance.random() < 0.02
+        fails = fate < (self.bad_fails if bad else self.fails)
         result = FAILED if fails else DIFFERENT if differs else SAME
         diff = (
             {"real": 1 + chance.randrange(40), "path": chance.randrange(9)}
