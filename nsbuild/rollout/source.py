@@ -115,7 +115,9 @@ def _good(flags: Flags) -> Source:
     from nsbuild.rollout.evaluate import evaluator
 
     shares = shares_of(flags.flags.get(PERCENTAGE))
-    share = None if shares is None else shares[0] / BUCKETS
+    # A rule that asks for the bucket sorts apps by it before the percentage does: the share is none any more.
+    sorted_before = any(name != PERCENTAGE and "'bucket'" in repr(flag) for name, flag in flags.flags.items())
+    share = None if shares is None or sorted_before else shares[0] / BUCKETS
     return Source(evaluator(flags), flags.salt, flags.digest, share=share)
 
 

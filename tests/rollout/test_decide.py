@@ -164,6 +164,9 @@ def test_the_share_is_told_where_the_bucket_had_a_say(tmp_path: Path) -> None:
     assert {decision.share for decision in decisions} == {0.25}
     assert choose(str(path), "a", {}).share is None
     assert choose(str(path), "app-1", {}, override="direct").share is None
+    by_bucket = {"if": [{"<": [{"var": "bucket"}, 100]}, "namespace", "none"]}
+    write(path, document(rules=by_bucket, percentage=share(2500)))
+    assert {choose(str(path), f"app-{number}", {}).share for number in range(40)} == {None}
     write(path, document(percentage={"if": [{"<": [{"var": "team"}, 3]}, "namespace", "none"]}))
     assert choose(str(path), "app-1", {}).share is None
 
