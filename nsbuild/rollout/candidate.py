@@ -100,6 +100,7 @@ def judge(built: Built, left: float) -> tuple[str, dict[str, Any]]:
         return CRASHED, {**more, "fallback": f"{type(error).__name__}: {error}"[:500]}
     counts = {str(kind): sum(1 for change in found.counted if change.kind is kind) for kind in Difference}
     more["diff"] = {kind: count for kind, count in counts.items() if count}
+    more["differences"] = "".join(f"{line}\n" for line in found.as_text()) if counts[Difference.REAL] else ""
     return DIFFERENT if counts[Difference.REAL] else SAME, more
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from nsbuild.rollout.kill import killed
@@ -86,7 +87,13 @@ class Noted:
 
     def outcome(self, arm: str, result: str, *, started: float, seconds: float, **more: Any) -> None:
         """How the build that was shipped went, for the ledger, which never makes this raise, and what is told."""
-        decided = self._decided or self._decide()
+        from nsbuild.errors import NsbuildError
+
+        try:
+            decided = self._decided or self._decide()
+        except NsbuildError as error:  # of a killed one, looked at only now: its build is over
+            self._say(f"A rollout record is lost: {error}")
+            return
         self.told["result"] = result
         self.told |= {name: value for name, value in more.items() if name != "diff"}
         _ledger(self._say)[0].record(decided.outcome(arm, result, started=started, seconds=seconds, **more))
@@ -99,12 +106,27 @@ class Noted:
         return asdict(self._decided)
 
 
-def record_candidate(decided: Mapping[str, Any], result: str, **more: Any) -> None:
-    """A candidate's row, by the process that has built it. Never raises for the ledger's sake."""
+DIFFERENCES = "differences"
+_KEPT = 200
+
+
+def record_candidate(decided: Mapping[str, Any], result: str, differences: str = "", **more: Any) -> None:
+    """A candidate's row, by the process that has built it; the differences, for people, in a file of the decision's id.
+
+    Of those files the newest 200 are kept. Never raises for the ledger's sake.
+    """
     from nsbuild.rollout.decision import Decided
 
     known = Decided(**{**decided, "buildpacks": tuple(decided["buildpacks"])})
-    _ledger(lambda sentence: None)[0].record(known.outcome("namespace", result, shadow=True, **more))
+    ledger, state = _ledger(lambda sentence: None)
+    ledger.record(known.outcome("namespace", result, shadow=True, **more))
+    if differences and state is not None:
+        directory = state / DIFFERENCES
+        with contextlib.suppress(OSError):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            (directory / f"{known.id}.txt").write_text(differences, encoding="utf-8", errors="backslashreplace")
+            for old in sorted(directory.iterdir(), key=lambda path: -path.lstat().st_mtime)[_KEPT:]:
+                old.unlink()
 
 
 def _ledger(say: Callable[[str], None]) -> tuple[Ledger, Path | None]:

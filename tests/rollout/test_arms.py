@@ -103,6 +103,13 @@ def test_a_kill_works_with_a_broken_flags_file(fleet: Fleet) -> None:
     assert result.record["rollout"]["reason"] == "kill"
 
 
+def test_what_is_wrong_beside_a_kill_costs_the_record_and_not_the_build(fleet: Fleet) -> None:
+    fleet.builder.pack(TELL)
+    fleet.flags.with_name("flags.json.kill").touch()
+    result = fleet.compile("--attr", "team").ok()
+    assert result.out == b"out\n" and "A rollout record is lost: --attr 'team' is no NAME=VALUE" in result.err
+
+
 def test_broken_flags_are_told_and_fail_no_build(fleet: Fleet) -> None:
     fleet.builder.pack(TELL)
     fleet.flags.write_text("{broken")

@@ -155,6 +155,9 @@ def test_what_becomes_of_a_candidate(
     row = shadow.candidate()
     assert (row.result, row.exit_code, row.diff) == expected
     assert (row.fallback != "") == (row.result == "crashed")
+    told = shadow.state / "differences" / f"{row.decision}.txt"
+    assert told.exists() == (row.result == "different")
+    assert row.result != "different" or "content   made" in told.read_text()
     assert shadow.rows()[0].result == "succeeded"
     shadow.builder.intact()
 
