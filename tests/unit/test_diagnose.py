@@ -1,7 +1,7 @@
 """What failed steps and evidence come to: every row of the table of restrictions, and the words for each.
 
-The rows that can be made on this machine have their real test in tests/sandbox/test_probe.py (REAL); the others need
-another kernel, another policy or a container runtime.
+The rows that can be made on this machine have their real test in tests/sandbox/test_probe.py (REAL); others are
+shown by a virtual machine of vm/matrix (IN_A_VM).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from nsbuild.sandbox.outcome import LaunchError
 from nsbuild.sandbox.probe import Report, diagnose, explain
 from nsbuild.sandbox.restrictions import TABLE, Finding
 from nsbuild.sandbox.steps import Step
+from vm.variants import load
 
 WELL = Evidence(
     sysctls={**dict.fromkeys(SYSCTLS, 90000), "kernel.unprivileged_userns_clone": 1, SYSCTLS[7]: None},
@@ -553,27 +554,34 @@ REAL = {
 }
 """Rows that this machine can be made to show, and the test in which it does."""
 
-ANOTHER_KERNEL_OR_POLICY = {
+IN_A_VM = {
+    "unprivileged-userns-clone": "userns-for-root-only",
+    "overlay-kernel": "plain",
+    "overlay-missing": "no-overlay-module",
+    "pids-max": "pids-max",
+    "apparmor-profile": "apparmor-denies-userns",
+    "apparmor-userns-restricted": "ubuntu-like",
+    "apparmor-container": "docker-with-our-seccomp",
+}
+"""Rows that a virtual machine shows, and the variant in which it does: `vm/matrix --only VARIANT`."""
+
+NOWHERE = {
     "architecture",
     "gvisor",
     "wsl1",
     "no-user-namespaces",
-    "pids-max",
     "unmapped-user",
     "namespaces-used-up",
-    "overlay-kernel",
-    "overlay-missing",
     "root-without-capabilities",
-    "unprivileged-userns-clone",
-    "apparmor-container",
-    "apparmor-userns-restricted",
-    "apparmor-profile",
     "selinux",
 }
-"""Rows that only a virtual machine can show, if that: what is said of them is tested, that it is so is not."""
+"""Rows that nothing here shows: what is said of them is tested, that it is so is not."""
 
 
 def test_every_row_is_shown_for_real_or_is_known_not_to_be() -> None:
-    assert {row.code for row in TABLE} == set(REAL) | ANOTHER_KERNEL_OR_POLICY
+    assert {row.code for row in TABLE} == set(REAL) | set(IN_A_VM) | NOWHERE
     source = (Path(__file__).parents[2] / PROBE).read_text()
     assert [test for test in REAL.values() if f"def {test}(" not in source] == []
+    variants = load()
+    for code, name in IN_A_VM.items():
+        assert code in {found.code for variant in variants[name] for found in variant.doctor}

@@ -1,0 +1,74 @@
+"""Limits of the command line, in a cgroup that was delegated to who started it. The variant `delegated` is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vm.checks.conftest import Ran
+
+BUSY = "end = time.monotonic() + 3\nwhile time.monotonic() < end: pass"
+FORKS = """
+count = 0
+try:
+    while count < 60:
+        if os.fork() == 0:
+            time.sleep(20)
+            os._exit(0)
+        count += 1
+except OSError:
+    print(count)
+"""
+HOGS = """
+for _ in range(4):
+    if os.fork() == 0:
+        held = bytearray(40 << 20)
+        for page in range(0, len(held), 4096):
+            held[page] = 1
+        time.sleep(20)
+        os._exit(0)
+for _ in range(4):
+    os.wait()
+"""
+Limited = Callable[[str, str, str], tuple[Ran, dict[str, object]]]
+
+
+@pytest.fixture
+def limited(nsbuild: Callable[..., Ran], tmp_path: Path) -> Limited:
+    """`exec` of a Python program under a limit: what it said, and the record."""
+
+    def run(option: str, value: str, code: str) -> tuple[Ran, dict[str, object]]:
+        build = tmp_path / "app"
+        build.mkdir()
+        report = tmp_path / "report.json"
+        program = ["/usr/bin/python3", "-I", "-c", f"import os, time\n{code}"]
+        done = nsbuild("exec", option, value, "--report", report, "--build-dir", build, "--", *program)
+        return done, json.loads(report.read_text())
+
+    return run
+
+
+def test_memory_and_the_kill_is_named(limited: Limited) -> None:
+    done, record = limited("--memory", "96M", HOGS)
+    assert done.returncode == 128 + 9
+    assert "96 MiB for all processes together" in done.stderr and "by cgroup v2" in done.stderr
+    assert "out of memory: the kernel killed it at its limit of 96 MiB" in done.stderr
+    assert "out of memory" in json.dumps(record)
+
+
+def test_processes(limited: Limited) -> None:
+    done, _ = limited("--pids", "20", FORKS)
+    assert (done.returncode, done.stdout.strip()) == (0, "18")
+    assert "20 processes and threads, by cgroup v2" in done.stderr
+
+
+def test_cores(limited: Limited) -> None:
+    done, record = limited("--cpu", "0.25", BUSY)
+    assert done.returncode == 0
+    assert "0.25 cores, by cgroup v2" in done.stderr
+    usage = record["usage"]
+    assert isinstance(usage, dict)
+    assert usage["user_seconds"] + usage["system_seconds"] < 2

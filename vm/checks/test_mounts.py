@@ -1,0 +1,46 @@
+"""A BUILD_DIR where nothing can be executed, and a workspace that is too small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vm.checks.conftest import INLINE, Ran
+
+App = Callable[[Path, str], Path]
+
+
+def test_a_build_dir_on_a_noexec_mount_is_refused_by_name(
+    nsbuild: Callable[..., Ran], app: App, emptied: Callable[[str], Path]
+) -> None:
+    build = app(emptied("/srv/noexec") / "app", "echo compiled")
+    done = nsbuild("exec", "--build-dir", build, "--", "/app/bin/compile")
+    assert done.returncode == 126
+    assert "noexec" in done.stderr
+
+
+def test_a_full_workspace_fails_the_build_and_leaves_the_last_slug(
+    nsbuild: Callable[..., Ran], app: App, emptied: Callable[[str], Path], tmp_path: Path
+) -> None:
+    small = emptied("/srv/small")
+    source = app(tmp_path / "app", "head -c 32M /dev/zero >$1/large")
+    slug = tmp_path / "slug.tgz"
+    slug.write_text("the last one")
+    done = nsbuild("build", source, "-b", INLINE, "-o", slug, "--workspace-dir", small)
+    assert done.returncode == 11
+    assert "No space left on device" in done.stdout + done.stderr
+    assert slug.read_text() == "the last one"
+    assert list(small.iterdir()) == []
+
+
+def test_a_workspace_that_does_not_hold_the_source_is_said_to_be_full(
+    nsbuild: Callable[..., Ran], app: App, emptied: Callable[[str], Path], tmp_path: Path
+) -> None:
+    small = emptied("/srv/small")
+    source = app(tmp_path / "app", "echo compiled")
+    (source / "large").write_bytes(b"x" * (32 << 20))
+    done = nsbuild("build", source, "-b", INLINE, "-o", tmp_path / "slug", "--workspace-dir", small)
+    assert done.returncode == 125
+    assert "space" in done.stderr
+    assert not (tmp_path / "slug").exists()
+    assert list(small.iterdir()) == []

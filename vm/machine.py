@@ -1,0 +1,186 @@
+"""One virtual machine: boots, runs one command in the image as its user, gives back status, output and files.
+
+Everything it writes to on this host is a file without a name, so a run that is killed leaves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from vm import initramfs, job, kernels, rootfs
+from vm.errors import Unavailable
+from vm.job import Conditions
+
+QEMU = "qemu-system-x86_64"
+COMMAND_LINE = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on tsc=reliable"
+PROCESSOR = "max,cx16=off"
+"""For TCG: QEMU 7.2 breaks the flags of cmpxchg16b now and then, and kernels that use it (6.12, to allocate) die."""
+MEMORY = 1024
+"""MiB."""
+RESULTS = 256 << 20
+STARTED = "vm: started"
+"""What guest/start says on the console when it comes to the command."""
+ATTEMPTS = 4
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: the command's status, None when the VM never told; what it printed; seconds in all."""
+
+    status: int | None
+    seconds: float
+    console: str
+
+
+def accelerator() -> str:
+    """`kvm` only where the processor has it: a /dev/kvm that opens may hang the guest all the same."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    return "kvm" if {"vmx", "svm"} & set(flags) and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
+
+
+def boot(
+    kernel: str,
+    command: Sequence[str],
+    conditions: Conditions,
+    *,
+    net: bool = False,
+    shell: bool = False,
+    timeout: float = 1800,
+    results: Path | None = None,
+    stdout: BinaryIO | None = None,
+    stderr: BinaryIO | None = None,
+) -> Ended:
+    """Run `command` in a VM. What it leaves in $VM_RESULTS is unpacked into `results`, a directory.
+
+    Its output is written as it comes (default: ours). Raises Unavailable when no VM can be started or it took more
+    than `timeout` seconds.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        ended = _boot(kernel, command, conditions, net, shell, timeout, results, stdout, stderr)
+        if ended.status is not None or STARTED in ended.console:
+            return ended
+        # TCG is not perfect: now and then a kernel dies before it comes to process 1.
+        click.echo(f"vm: the kernel {kernel} died before the command was started (attempt {attempt})", err=True)
+    raise Unavailable(f"The kernel does not come up.\n{ended.console}")
+
+
+def _boot(
+    kernel: str,
+    command: Sequence[str],
+    conditions: Conditions,
+    net: bool,
+    shell: bool,
+    timeout: float,
+    results: Path | None,
+    stdout: BinaryIO | None,
+    stderr: BinaryIO | None,
+) -> Ended:
+    if shutil.which(QEMU) is None:
+        raise Unavailable(f"{QEMU} is not installed here.", "vm/setup installs it.")
+    tar, image = rootfs.get()
+    chosen = kernels.get(kernel)
+    began = time.monotonic()
+    with _unnamed() as disk, _unnamed() as answer, _unnamed() as console:
+        job.write(disk, kernel, command, conditions, net, shell)
+        answer.truncate(RESULTS)
+        kinds = accelerator()
+        # QEMU takes a descriptor of a set only for what it was opened for, and looks at a disk before it writes.
+        readable = [os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY) for file in (disk, answer)]
+        written = os.open(f"/proc/self/fd/{console.fileno()}", os.O_WRONLY)
+        fds = [*readable, answer.fileno(), written]
+        qemu = [
+            *("setpriv", "--pdeathsig", "KILL", "--", QEMU),
+            *(
+                "-accel",
+                kinds,
+                "-cpu",
+                PROCESSOR if kinds == "tcg" else "host",
+                "-M",
+                "q35",
+                "-smp",
+                "2",
+                "-m",
+                str(MEMORY),
+            ),
+            *("-nodefaults", "-display", "none", "-no-reboot", "-no-user-config"),
+            *("-kernel", str(chosen.image), "-initrd", str(initramfs.get(chosen, tar))),
+            *("-append", f"{COMMAND_LINE} {conditions.command_line}".strip()),
+            *("-drive", f"file={image},if=virtio,format=raw,snapshot=on,cache=unsafe"),
+            *("-add-fd", f"fd={readable[0]},set=1", "-drive", "file=/dev/fdset/1,if=virtio,format=raw,readonly=on"),
+            *("-add-fd", f"fd={readable[1]},set=2", "-add-fd", f"fd={answer.fileno()},set=2"),
+            *("-drive", "file=/dev/fdset/2,if=virtio,format=raw,cache=unsafe"),
+            *("-add-fd", f"fd={written},set=3", "-chardev", "file,id=c0,path=/dev/fdset/3,append=on"),
+            *("-serial", "chardev:c0"),
+        ]
+        if net:
+            qemu += ["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="]
+        try:
+            if shell:
+                qemu += ["-chardev", "stdio,id=c1,signal=off", "-serial", "chardev:c1", "-serial", "null"]
+                subprocess.run(qemu, pass_fds=fds, check=False, timeout=timeout)
+            else:
+                _relay(qemu, fds, timeout, stdout or sys.stdout.buffer, stderr or sys.stderr.buffer)
+        except subprocess.TimeoutExpired:
+            raise Unavailable(f"The VM ran for more than {timeout:g} seconds.\n{_tail(console)}") from None
+        finally:
+            for descriptor in (*readable, written):
+                os.close(descriptor)
+        status = job.take(answer, results)
+        return Ended(status, time.monotonic() - began, _tail(console))
+
+
+def _unnamed() -> BinaryIO:
+    return tempfile.TemporaryFile(dir=os.environ.get("TMPDIR") or "/var/tmp")
+
+
+def _relay(qemu: list[str], fds: list[int], timeout: float, stdout: BinaryIO, stderr: BinaryIO) -> None:
+    """Run QEMU and write what comes from its second and third serial line to `stdout` and `stderr`."""
+    pipes = [os.pipe(), os.pipe()]
+    for number, (_, writing) in enumerate(pipes, 1):
+        qemu += ["-add-fd", f"fd={writing},set={10 + number}"]
+        qemu += [
+            "-chardev",
+            f"file,id=c{number},path=/dev/fdset/{10 + number},append=on",
+            "-serial",
+            f"chardev:c{number}",
+        ]
+    process = subprocess.Popen(qemu, stdin=subprocess.DEVNULL, pass_fds=[*fds, pipes[0][1], pipes[1][1]])
+    for _, writing in pipes:
+        os.close(writing)
+    deadline = time.monotonic() + timeout
+    try:
+        with selectors.DefaultSelector() as selector:
+            for (reading, _), target in zip(pipes, (stdout, stderr), strict=True):
+                selector.register(reading, selectors.EVENT_READ, target)
+            while selector.get_map():
+                if not (ready := selector.select(deadline - time.monotonic())):
+                    raise subprocess.TimeoutExpired(qemu, timeout)
+                for key, _ in ready:
+                    if chunk := os.read(key.fd, 1 << 16):
+                        key.data.write(chunk)
+                        key.data.flush()
+                    else:
+                        selector.unregister(key.fd)
+        process.wait(deadline - time.monotonic())
+    finally:
+        process.kill()
+        process.wait()
+        for reading, _ in pipes:
+            os.close(reading)
+
+
+def _tail(console: BinaryIO) -> str:
+    console.seek(0)
+    return console.read().decode(errors="replace")[-8000:]

@@ -1,0 +1,191 @@
+"""Runs variants, one VM after the other, and judges what came back."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from vm.machine import boot
+from vm.variants import Variant
+
+CHECK = "/run/job/check"
+SAID = "Hello from plain, build 1, gray"
+"""What tests/apps/plain says when it was built and runs."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a variant: `wrong` has a sentence for each answer that was not the expected one."""
+
+    variant: Variant
+    wrong: tuple[str, ...]
+    doctor: str
+    outcome: str
+    tests: str
+    seconds: float
+
+
+def run(variant: Variant, timeout: float) -> Verdict:
+    """Boot a VM for it and judge its answers. Raises Unavailable when none can be had."""
+    with tempfile.TemporaryDirectory() as directory:
+        results = Path(directory)
+        with (results / "output").open("w+b") as output:
+            began = time.monotonic()
+            # Root's job is to run a container's command: $VM_RESULTS and /run/job are in it too.
+            command = ["bash", CHECK, *variant.tests]
+            ended = boot(
+                variant.kernel,
+                command,
+                variant.conditions,
+                timeout=timeout,
+                results=results,
+                stdout=output,
+                stderr=output,
+            )
+            seconds = time.monotonic() - began
+            output.seek(0)
+            said = output.read().decode(errors="replace")
+        return judge(variant, results, ended.status, said + (ended.console if ended.status is None else ""), seconds)
+
+
+def judge(variant: Variant, results: Path, status: int | None, said: str, seconds: float) -> Verdict:
+    """The verdict on files that guest/check has left in `results`. Pure, but that it reads them."""
+    wrong = list(_wrong(variant, results))
+    if status != 0:
+        wrong.insert(0, f"the check ended with {status}: {said[-3000:]}")
+    build = _read(results / "build.status")
+    outcome = "builds" if build == "0" else f"refuses ({build})" if build else "?"
+    if _compiled(results) == "direct":
+        outcome += ", falls back"
+    return Verdict(variant, tuple(wrong), ", ".join(_codes(results)) or "well", outcome, _counted(results), seconds)
+
+
+def _wrong(variant: Variant, results: Path) -> Iterator[str]:
+    if not (text := _read(results / "doctor.json")).startswith("{"):
+        yield f"doctor said nothing: {_read(results / 'doctor.err')}"
+        return
+    answer = json.loads(text)
+    if (status := _read(results / "doctor.status")) != str(variant.doctor_status):
+        yield f"doctor exited with {status}, not {variant.doctor_status}"
+    found = {each["code"]: each for each in answer["findings"]}
+    expected = {each.code for each in variant.doctor}
+    serious = {code for code, each in found.items() if each["severity"] != "note"}
+    if serious != expected:
+        failed = [step for step in answer["steps"] if not step["ok"]]
+        told, wanted = (", ".join(sorted(codes)) or "nothing" for codes in (serious, expected))
+        yield f"doctor found {told}, not {wanted}; {failed}"
+    for each in variant.doctor:
+        given = found.get(each.code)
+        if given and given["severity"] != each.severity:
+            yield f"doctor calls {each.code} {given['severity']}, not {each.severity}"
+        if given and each.fix not in given["fix"] + given["snippet"]:
+            yield f"doctor's fix of {each.code} is {given['fix']!r}, without {each.fix!r}"
+    for code in variant.notes:
+        if found.get(code, {}).get("severity") != "note":
+            yield f"doctor has no note {code}"
+    yield from _wrong_build(
+        variant, results, found[variant.doctor[0].code]["restriction"] if serious == expected != set() else ""
+    )
+    if (compiled := _compiled(results)) != variant.compile:
+        said = _read(results / "compile.err")
+        yield f"compile --fallback direct came out as {compiled}, not {variant.compile}: {said[-600:]}"
+    if variant.tests and (status := _read(results / "tests.status")) != "0":
+        yield f"pytest exited with {status or 'nothing'}: {', '.join(_failed(results))}"
+
+
+def _wrong_build(variant: Variant, results: Path, sentence: str) -> Iterator[str]:
+    status, said = _read(results / "build.status"), _read(results / "build.err")
+    if variant.build == "succeeds":
+        if status != "0":
+            yield f"build exited with {status}: {said[-600:]}"
+        elif (ran := _read(results / "run.out")) != SAID:
+            yield f"the slug said {ran!r}: {_read(results / 'run.err')[-600:]}"
+        return
+    if status != "125":
+        yield f"build exited with {status}, and should have been refused: {said[-600:]}"
+    if sentence.removesuffix(".") not in said:
+        yield f"the refusal of build does not say {sentence!r}: {said[-600:]}"
+
+
+def _compiled(results: Path) -> str:
+    if _read(results / "compile.status") != "0" or not (results / "compiled").exists():
+        return "fails"
+    return "direct" if "without a sandbox" in _read(results / "compile.err") else "sandbox"
+
+
+def _codes(results: Path) -> list[str]:
+    text = _read(results / "doctor.json")
+    return [each["code"] for each in json.loads(text)["findings"]] if text.startswith("{") else ["?"]
+
+
+def _suites(results: Path) -> list[ElementTree.Element]:
+    path = results / "tests.xml"
+    return list(ElementTree.parse(path).getroot().iter("testsuite")) if path.exists() else []
+
+
+def _counted(results: Path) -> str:
+    """`passed+skipped`, of the tests that the variant names."""
+    for suite in _suites(results):
+        count = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+        bad = count["failures"] + count["errors"]
+        text = f"{count['tests'] - bad - count['skipped']} passed"
+        text += f", {count['skipped']} skipped" if count["skipped"] else ""
+        return text + (f", {bad} failed" if bad else "")
+    return ""
+
+
+def _failed(results: Path) -> list[str]:
+    cases = (case for suite in _suites(results) for case in suite.iter("testcase"))
+    return [
+        f"{case.get('classname')}::{case.get('name')}: {(problem.text or '')[-1500:]}"
+        for case in cases
+        for problem in (*case.iter("failure"), *case.iter("error"))
+    ]
+
+
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace").strip() if path.exists() else ""
+
+
+def table(verdicts: Iterable[Verdict]) -> str:
+    """For a person, and for docs/kernels.md: a row each, in Markdown."""
+    lines = ["| variant | kernel | verdict | doctor | build | tests | seconds |", "|---|---|---|---|---|---|---|"]
+    for each in verdicts:
+        cells = (
+            each.variant.conditions.name,
+            each.variant.kernel,
+            "WRONG" if each.wrong else "as expected",
+            each.doctor,
+            each.outcome,
+            each.tests,
+            f"{each.seconds:.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def junit(verdicts: Iterable[Verdict], path: Path) -> None:
+    """A JUnit file: one case a variant and kernel."""
+    verdicts = list(verdicts)
+    failures = sum(bool(verdict.wrong) for verdict in verdicts)
+    suite = ElementTree.Element("testsuite", name="vm", tests=str(len(verdicts)), failures=str(failures))
+    for verdict in verdicts:
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            classname=f"vm.{verdict.variant.kernel}",
+            name=verdict.variant.conditions.name,
+            time=f"{verdict.seconds:.1f}",
+        )
+        if verdict.wrong:
+            # XML has no control characters
+            text = "".join(
+                character for character in "\n".join(verdict.wrong) if character.isprintable() or character == "\n"
+            )
+            ElementTree.SubElement(case, "failure", message=text.split("\n")[0]).text = text
+    ElementTree.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)
