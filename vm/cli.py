@@ -1,4 +1,4 @@
-"""The commands: vm/run, vm/matrix, vm/clean and vm/lock."""
+"""The commands: vm/run, vm/matrix, vm/fetch, vm/clean and vm/lock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from vm import cache, kernels, variants
+from vm import cache, initramfs, kernels, rootfs, variants
 from vm.errors import Unavailable
 from vm.job import Conditions
 from vm.machine import boot
@@ -84,6 +84,15 @@ def _chosen(names: tuple[str, ...]) -> list[Variant]:
             raise Unavailable(f"There is no variant {name}.", "vm/matrix --list names them.")
         chosen += [each for each in matching if each not in chosen]
     return chosen
+
+
+@main.command()
+@click.argument("names", nargs=-1, metavar="[KERNEL]...")
+def fetch(names: tuple[str, ...]) -> None:
+    """Get what VMs need, of these kernels or all: then vm/run and vm/matrix need no network."""
+    tar, _ = rootfs.get()
+    for name in names or kernels.suites():
+        initramfs.get(kernels.get(name), tar)
 
 
 @main.command()
