@@ -119,6 +119,16 @@ def take(answer: BinaryIO, results: Path | None) -> int | None:
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
         # GNU tar keeps below the directory what a name would put elsewhere.
-        unpack = ["tar", "-xf", path, "-C", str(results), "--strip-components=2", "--no-same-owner", "./files"]
+        unpack = [
+            "tar",
+            "-xf",
+            path,
+            "-C",
+            str(results),
+            "--strip-components=2",
+            "--no-same-owner",
+            "--touch",
+            "./files",
+        ]
         subprocess.run(unpack, pass_fds=[answer.fileno()], check=False)
     return int(listing.stdout)

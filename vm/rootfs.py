@@ -7,12 +7,14 @@ image is kept by the digest of the files that are its inputs.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from vm import cache
 from vm.apt import ARCHITECTURE, KEYRING, mirror, run
@@ -58,9 +60,11 @@ def _tar(work: Path) -> Path:
         for name in (*INPUTS, "nsbuild/__init__.py"):
             tar.add(ROOT / name, f"{CHECKOUT}/{name}")
     packages = [*PACKAGES, *run([ROOT / "scripts/setup", "--print-packages"]).split()]
+    # Debug information has the name of the directory that pip compiles in.
     as_builder = (
         "runuser -u builder -- env -i PATH=/usr/bin:/bin HOME=/home/builder LC_ALL=C.UTF-8 "
-        f"SOURCE_DATE_EPOCH={EPOCH} PYTHONHASHSEED=0 PIP_NO_INDEX=1 PIP_NO_CACHE_DIR=1 PIP_FIND_LINKS=/wheels"
+        f"SOURCE_DATE_EPOCH={EPOCH} PYTHONHASHSEED=0 CFLAGS=-g0 "
+        "PIP_NO_INDEX=1 PIP_NO_CACHE_DIR=1 PIP_FIND_LINKS=/wheels"
     )
     hooks = [
         f"copy-in {wheels} /",
@@ -98,7 +102,7 @@ def _download(to: Path) -> None:
     """Wheels for the image's Python, by this host's pip, which knows how this host reaches an index."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    wanted = _requirements(project, "dev")
     prctl = [line for line in wanted if line.startswith(SDISTS)]
     wanted = [line for line in wanted if line not in prctl]
     pip = [sys.executable, "-I", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", str(to)]
@@ -112,6 +116,20 @@ def _download(to: Path) -> None:
         ["--no-deps", "--no-build-isolation", "--no-binary=:all:", *prctl],
     ):
         _checked([*pip, *arguments])
+
+
+def _requirements(project: dict[str, Any], extra: str) -> list[str]:
+    """What the project asks for with an extra, which may name others as `nsbuild[other]`."""
+    found = list(project["dependencies"])
+    pending, seen = [extra], set()
+    while pending:
+        seen.add(name := pending.pop())
+        for line in project["optional-dependencies"][name]:
+            if own := re.fullmatch(rf"{project['name']}\[(.*)\]", line):
+                pending += [each for each in re.split(r",\s*", own[1]) if each not in seen]
+            else:
+                found.append(line)
+    return found
 
 
 def _checked(command: Iterable[str]) -> None:

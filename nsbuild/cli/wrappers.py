@@ -5,6 +5,7 @@ Their options are the table `OPTIONS`; help and errors are made from it.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -232,8 +233,20 @@ def _tell(result: WrapResult, ran: str, verbose: bool, limits: Limits | None, pr
         return f"{ran} was ended by the time limit."
     if outcome.error:
         reason = "" if outcome.error == "not found" else os.strerror(outcome.error_number)
-        return f"{ran}: {outcome.error}{f' ({reason})' if reason else ''}."
+        sentence = f"{ran}: {outcome.error}{f' ({reason})' if reason else ''}."
+        if outcome.error_number == errno.EACCES and (
+            forbidding := [path for path in result.attached if _noexec(path)]
+        ):
+            sentence += f" {forbidding[0]} is on a mount that forbids it (noexec): use a directory on another mount."
+        return sentence
     return ""
+
+
+def _noexec(path: str) -> bool:
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_NOEXEC)
+    except OSError:
+        return False
 
 
 def _parse(command: str, words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -10,7 +10,12 @@ import pytest
 
 from vm.checks.conftest import Ran
 
-BUSY = "end = time.monotonic() + 3\nwhile time.monotonic() < end: pass"
+BUSY = """
+began, end = time.process_time(), time.monotonic() + 3
+while time.monotonic() < end:
+    pass
+print(time.process_time() - began)
+"""
 FORKS = """
 count = 0
 try:
@@ -66,9 +71,8 @@ def test_processes(limited: Limited) -> None:
 
 
 def test_cores(limited: Limited) -> None:
-    done, record = limited("--cpu", "0.25", BUSY)
+    done, _ = limited("--cpu", "0.25", BUSY)
     assert done.returncode == 0
     assert "0.25 cores, by cgroup v2" in done.stderr
-    usage = record["usage"]
-    assert isinstance(usage, dict)
-    assert usage["user_seconds"] + usage["system_seconds"] < 2
+    # Three seconds of a whole core would be 3.
+    assert float(done.stdout) < 1.5
