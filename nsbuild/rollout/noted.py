@@ -111,9 +111,9 @@ _KEPT = 200
 
 
 def record_candidate(decided: Mapping[str, Any], result: str, differences: str = "", **more: Any) -> None:
-    """A candidate's row, by the process that has built it; for people the differences, in a file of the decision's id.
+    """A candidate's row, by the process that has built it; the differences, for people, in a file called by the id.
 
-    Of those files the newest 200 are kept. Never raises for the ledger's sake.
+    (The id is the decision's; of those files the newest 200 are kept.) Never raises for the ledger's sake.
     """
     from nsbuild.rollout.decision import Decided
 
