@@ -8,7 +8,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,8 @@ def _build(job: Mapping[str, Any]) -> Built:
     os.chdir("/")
     path = job["path"]
     options = BuildOptions(**job["options"])
+    # A script that ignores the alarm below is killed at the limit all the same.
+    options = replace(options, timeout=min(options.timeout or job["timeout"], job["timeout"]))
     end = time.monotonic() + job["timeout"]
 
     def late(*_: object) -> None:
