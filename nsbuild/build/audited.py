@@ -16,7 +16,7 @@ from nsbuild.record import Phase, Record
 from nsbuild.sandbox import Layout
 from nsbuild.workspace import Workspace
 
-_CLOCK = 0.02
+_CLOCK = 0.01
 """Seconds by which a file's change time may lie before the clock: the kernel keeps a coarse one for files."""
 _PIECE = 1 << 20
 
@@ -37,7 +37,8 @@ class Writers:
     """Which buildpack wrote a file last: the one during whose call its inode changed, which no build can forge."""
 
     def __init__(self, phases: Sequence[Phase]) -> None:
-        calls = [one for one in phases if one.buildpack]
+        # Not detect, which follows the staging of the app at once.
+        calls = [one for one in phases if one.buildpack and one.name != "detect"]
         self._calls = [(one.began - _CLOCK, one.began + one.seconds, one.buildpack) for one in calls]
 
     def of(self, changed: float) -> str:
