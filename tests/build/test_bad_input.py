@@ -96,9 +96,11 @@ def test_detect_fails(built: Site) -> None:
     result = built.build("app", built.path / "pack", pack)
     result.refused(10, str(pack), "bin/detect", "exited 1", "No Gemfile here.", "and why")
     assert result.record["exit_code"] == 10
-    endings = {"kill -9 $$": "signal 9", "#!/nonexistent": "could not be run", "exit 255": "exited 255"}
+    endings = {"kill -9 $$": "signal 9", "exit 255": "exited 255"}
     for detect, words in endings.items():
         built.build("app", built.buildpack(name="picky", detect=detect)).refused(10, words)
+    pack = built.buildpack(name="picky", detect="#!/nonexistent")
+    built.build("app", pack).refused(125, "cannot be run: No such file or directory")
     lost_nothing(built, before)
 
 
