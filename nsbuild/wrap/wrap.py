@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 import zlib
 
 from nsbuild.sandbox.init import FORWARDED
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from nsbuild.sandbox.outcome import Outcome
 else:
     import _signal as signal
+
+_NOTICE = 1.0
+"""Seconds that a lock on BUILD_DIR is waited for."""
 
 
 class WrapResult(Value):
@@ -232,12 +236,17 @@ def _lock(build_dir: str, state: str) -> int:
         raise usage(f"BUILD_DIR {build_dir} does not exist.") from None
     except NotADirectoryError:
         raise usage(f"BUILD_DIR {build_dir} is not a directory.") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise refused(f"BUILD_DIR {build_dir} is in use by another nsbuild.", "Wait for it to end.") from None
-    return fd
+    # What a killed launcher had started holds it until it notices, milliseconds later.
+    deadline = time.monotonic() + _NOTICE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise refused(f"BUILD_DIR {build_dir} is in use by another nsbuild.", "Wait for it to end.") from None
+            time.sleep(0.01)
 
 
 def _run(plan: Plan, workspace: pool.Workspace, state: str, options: WrapOptions) -> Outcome:
