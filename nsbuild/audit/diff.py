@@ -16,8 +16,8 @@ from nsbuild.audit.decode import is_bytecode
 from nsbuild.audit.needles import needles_for
 from nsbuild.audit.normal import Difference, Paths, classify
 from nsbuild.audit.opened import Opened, opened
-from nsbuild.audit.output import printable
 from nsbuild.errors import UsageError
+from nsbuild.printable import printable
 from nsbuild.tree.beneath import open_beneath, open_root
 from nsbuild.tree.copy import open_regular
 from nsbuild.tree.descent import Descent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -75,12 +75,6 @@ class Report:
         counted = Counter(finding.severity for finding in self.findings)
         return {severity: counted[severity] for severity in Severity}
 
-    def files_by_severity(self) -> dict[Severity, int]:
-        """How many files hold a finding of each severity."""
-        return {
-            severity: len({one.file for one in self.findings if one.severity is severity}) for severity in Severity
-        }
-
     def line(self) -> str:
         """One line for the end of a build."""
         if not self.findings:
@@ -100,10 +94,4 @@ def merged(findings: Iterable[Finding]) -> list[Finding]:
         known = first.get(key)
         if known is None or (finding.offset or 0) < (known.offset or 0):
             first[key] = finding
-    return [_counted(finding, counts[key]) for key, finding in first.items()]
-
-
-def _counted(finding: Finding, count: int) -> Finding:
-    from dataclasses import replace
-
-    return replace(finding, count=count)
+    return [replace(finding, count=counts[key]) for key, finding in first.items()]

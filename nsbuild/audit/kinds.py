@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nsbuild.audit.finding import Severity
@@ -75,8 +74,3 @@ def kind_of_text(path: str, executable: bool) -> str:
 def looks_like_text(head: bytes) -> bool:
     """As grep and git see it: no NUL near the start."""
     return b"\0" not in head[:8192]
-
-
-def names() -> Iterable[str]:
-    """Every kind's name, for rules and waivers."""
-    return KINDS.keys()

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import nsbuild
 from nsbuild.audit.finding import Finding, Report, Severity
 from nsbuild.audit.kinds import KINDS
+from nsbuild.printable import printable
 
 _LEVELS = {Severity.BREAKS: "error", Severity.STALE: "warning", Severity.COSMETIC: "note"}
 SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -53,11 +54,6 @@ def _details(finding: Finding) -> str:
     if finding.writer:
         parts.append(f"written by {finding.writer}")
     return f" ({', '.join(parts)})" if parts else ""
-
-
-def printable(text: str) -> str:
-    """One line, whatever a build has called its files."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def as_dict(report: Report) -> dict[str, Any]:

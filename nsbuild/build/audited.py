@@ -18,7 +18,6 @@ from nsbuild.workspace import Workspace
 
 _CLOCK = 0.01
 """Seconds by which a file's change time may lie before the clock: the kernel keeps a coarse one for files."""
-_PIECE = 1 << 20
 
 
 def places(layout: Layout, workspace: str) -> list[str]:
@@ -58,7 +57,7 @@ class SlugAudit:
             "slug",
             Matcher(needles_for(places(layout, work.path))),
             run_path=layout.home,
-            on_stack=lambda path: os.path.lexists(path) if path.startswith("/") else None,
+            on_stack=os.path.lexists,
         )
         self._writers = Writers(record.phases)
         self._open: tuple[str, FileAudit] | None = None

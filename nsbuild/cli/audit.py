@@ -14,8 +14,8 @@ from nsbuild.audit.audit import AuditOptions
 from nsbuild.audit.audit import audit as audit_path
 from nsbuild.cli.options import KeyValue, config_vars
 from nsbuild.cli.say import say
-from nsbuild.cli.summary import printable
 from nsbuild.errors import ExitCode
+from nsbuild.printable import printable
 
 if TYPE_CHECKING:
     from nsbuild.runtime import Proof, ProveOptions

@@ -21,8 +21,9 @@ from rich.text import Text
 from nsbuild.build import Event, Record
 from nsbuild.cli.progress import write_out
 from nsbuild.cli.say import tell
-from nsbuild.cli.summary import Summary, line_of, ours, printable, size, summarize
+from nsbuild.cli.summary import Summary, line_of, ours, size, summarize
 from nsbuild.errors import NsbuildError
+from nsbuild.printable import printable
 
 _SAVE, _BACK, _ERASE = "\x1b7", "\x1b8", "\r\x1b[J"
 _TICK = 0.2

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from nsbuild.build import Event, Record
+from nsbuild.printable import printable
 
 _SLOWEST = 3
 """How many of the steps are named."""
@@ -69,13 +70,6 @@ def line_of(event: Event) -> str | None:
 def ours(text: str) -> str:
     """A line of nsbuild's own."""
     return f"nsbuild: {printable(text)}"
-
-
-def printable(text: str) -> str:
-    """What an app or a buildpack has named, on one line, without what a terminal would obey."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
 
 
 def size(count: int) -> str:

@@ -13,8 +13,9 @@ from nsbuild.cli.build import ROLLOUT, params_without, run_build
 from nsbuild.cli.configured import Configured
 from nsbuild.cli.progress_json import write_event
 from nsbuild.cli.say import say
-from nsbuild.cli.summary import ours, printable
+from nsbuild.cli.summary import ours
 from nsbuild.errors import ExitCode
+from nsbuild.printable import printable
 
 _NOT = (*ROLLOUT, "output", "cache_dir", "app", "enforce_limits", "rebuild", "reproducible", "shell_on_failure")
 

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import platform
 import stat
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +28,7 @@ from nsbuild.rollout.forms import listing, lists_of, percentage, shares_of
 from nsbuild.rollout.kill import kill_file
 from nsbuild.rollout.source import last_good_file, read_flags_file
 from nsbuild.tree import write_atomic
+from nsbuild.tree.flock import flock_within
 
 _WAIT = 10.0
 _LONGEST_WHY = 1000
@@ -218,15 +217,10 @@ def _locked(flags_file: str) -> Iterator[None]:
     except OSError as error:
         raise Refused(f"{path} cannot be made: {error.strerror}.") from None
     try:
-        end = time.monotonic() + _WAIT
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise Refused(f"Somebody else has been editing {flags_file} for {_WAIT:.0f} seconds.") from None
-                time.sleep(0.01)
+        try:
+            flock_within(fd, _WAIT)
+        except BlockingIOError:
+            raise Refused(f"Somebody else has been editing {flags_file} for {_WAIT:.0f} seconds.") from None
         yield
     finally:
         os.close(fd)

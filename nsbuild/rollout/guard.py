@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from nsbuild.audit.output import printable
+from nsbuild.printable import printable
 from nsbuild.rollout.decision import Outcome
 from nsbuild.rollout.measures import Arm, Compared, Measure, measured
 

@@ -7,7 +7,6 @@ process's Ledger must not be used across a fork.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 import time
@@ -20,6 +19,7 @@ from nsbuild.errors import Refused
 from nsbuild.rollout import spool
 from nsbuild.rollout.decision import Decided, Decision, Mark, Outcome
 from nsbuild.rollout.schema import MIGRATIONS, TABLES, NewerLedger, Row, as_row, from_row, insert, migrate, table_of
+from nsbuild.tree.flock import flock_within
 
 NAME = "ledger.sqlite"
 STATE_VARIABLE = "NSBUILD_ROLLOUT_STATE"
@@ -256,15 +256,7 @@ class Ledger:
     def _locked(self) -> Iterator[None]:
         fd = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            end = time.monotonic() + self._timeout
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > end:
-                        raise
-                    time.sleep(0.005)
+            flock_within(fd, self._timeout)
             yield
         finally:
             os.close(fd)

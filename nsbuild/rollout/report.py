@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import nsbuild
-from nsbuild.audit.output import printable
+from nsbuild.printable import printable
 from nsbuild.rollout.decision import PATHS
 from nsbuild.rollout.guard import Verdict, ratio
 from nsbuild.rollout.history import Stretch

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nsbuild.tree.flock import flock_within
+
 NAME = "spool.jsonl"
 REJECTED = "spool.rejected"
 WAIT = 2.0
@@ -79,15 +81,12 @@ def _locked(path: Path) -> int:
     end = time.monotonic() + WAIT
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock_within(fd, end - time.monotonic())
             if os.fstat(fd).st_nlink:
                 return fd
             os.close(fd)  # it was ingested, and removed, before we had the lock
             fd = os.open(path, flags, 0o600)
         except BlockingIOError:
-            if time.monotonic() < end:
-                time.sleep(0.005)
-                continue
             os.close(fd)
             return _locked(path.with_name(f"spool-{os.getpid()}-{os.urandom(4).hex()}.jsonl"))
         except OSError:

@@ -93,7 +93,7 @@ class _Limit:
 
     def __init__(self, archive: Path, max_bytes: int, asked: int, max_files: int) -> None:
         self.archive = archive
-        self._bytes = self._max_bytes = max_bytes
+        self._bytes = max_bytes
         self._reason = f"{asked} bytes" if max_bytes == asked else f"{_RATIO} times its size"
         self._files = self._max_files = max_files
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
 import zlib
 
 from nsbuild.sandbox.init import FORWARDED
@@ -13,6 +11,7 @@ from nsbuild.sandbox.mounts import mount_points
 from nsbuild.sandbox.outcome import AfterCommandError, LaunchError
 from nsbuild.sandbox.value import Value
 from nsbuild.sandbox.view import Bind
+from nsbuild.tree.flock import flock_within
 from nsbuild.wrap import attach, journal, pool, recovery, turns
 from nsbuild.wrap.plan import Plan, Request, WrapOptions, log_file, make_plan, refused, usage
 
@@ -237,16 +236,12 @@ def _lock(build_dir: str, state: str) -> int:
     except NotADirectoryError:
         raise usage(f"BUILD_DIR {build_dir} is not a directory.") from None
     # What a killed launcher had started holds it until it notices, milliseconds later.
-    deadline = time.monotonic() + _NOTICE
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(fd)
-                raise refused(f"BUILD_DIR {build_dir} is in use by another nsbuild.", "Wait for it to end.") from None
-            time.sleep(0.01)
+    try:
+        flock_within(fd, _NOTICE)
+    except BlockingIOError:
+        os.close(fd)
+        raise refused(f"BUILD_DIR {build_dir} is in use by another nsbuild.", "Wait for it to end.") from None
+    return fd
 
 
 def _run(plan: Plan, workspace: pool.Workspace, state: str, options: WrapOptions) -> Outcome:

@@ -19,6 +19,7 @@ LEVELS = {
     "nsbuild.tree": 0,
     "nsbuild.errors": 0,
     "nsbuild.interrupts": 0,
+    "nsbuild.printable": 0,
     "nsbuild.record": 0,
     "nsbuild.config": 1,
     "nsbuild.sandbox": 1,
