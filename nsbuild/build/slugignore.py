@@ -90,7 +90,10 @@ def _name(glob: str) -> re.Pattern[str]:
     """fnmatch, but with a backslash, `[^` for `[!`, and names that begin with a dot hidden from wildcards."""
     escaped = re.sub(r"\\(.)", lambda found: f"[{found[1]}]" if found[1] in "*?[" else found[1], glob)
     hidden = "" if escaped.startswith(".") else r"(?!\.)"
-    return re.compile(hidden + fnmatch.translate(re.sub(r"\[\^(?=.[^/]*\])", "[!", escaped)))
+    classes = re.sub(r"\[\^(?=.[^/]*\])", "[!", escaped)
+    # fnmatch drops a range that is none, and takes a `!` that then comes first for a negation. No name holds a NUL.
+    kept = re.sub(r"\[(!?\]?)([^]]*\])", lambda found: found[0] if found[1] else f"[\0{found[2]}", classes)
+    return re.compile(hidden + fnmatch.translate(kept))
 
 
 def _alternatives(glob: str) -> list[str]:

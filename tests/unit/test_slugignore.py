@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from nsbuild.build.slugignore import parse_slugignore
@@ -138,6 +138,7 @@ DIRECTORIES = ("ab", "ab/b", "b,")
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(glob=st.text("ab.*?[]^-!{},/", min_size=1, max_size=9), anchored=st.booleans())
+@example(glob="[?-.!]", anchored=False)
 def test_it_is_what_bash_finds(tree: Path, glob: str, anchored: bool) -> None:
     glob = glob.lstrip("/")
     assume(
