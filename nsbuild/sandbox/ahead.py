@@ -83,12 +83,16 @@ class Ahead:
 
         try:
             self._child = Child(view, skeleton, body, before_pivot is not None)
-            self._child.hold_mounts()
         except BaseException:
             self._orders.close()
             raise
         finally:
             theirs.close()
+        try:
+            self._child.hold_mounts()
+        except BaseException:
+            self.discard()
+            raise
 
     def fits(self) -> bool:
         """Whether a launch into its view would still make just this."""
@@ -101,8 +105,12 @@ class Ahead:
         """
         self._skeleton.take()
         try:
-            self._skeleton.place(self._view)
-            socket.send_fds(self._orders, [b"launch"], [request, *stdio])
+            try:
+                self._skeleton.place(self._view)
+                socket.send_fds(self._orders, [b"launch"], [request, *stdio])
+            except BaseException:
+                self.discard()
+                raise
             self._orders.close()
             return Running(self._child, self._skeleton, command, began)
         except BaseException:

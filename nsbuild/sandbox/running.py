@@ -79,6 +79,10 @@ class Child:
             pass
         os.waitpid(self.pid, 0)
         self.let_go()
+        self.close()
+
+    def close(self) -> None:
+        """It has ended, and its status has been taken."""
         for fd in (self.status, self.pidfd, self.alive):
             os.close(fd)
 
@@ -103,13 +107,15 @@ class Running:
         self._cloned = time.monotonic()
         self.timings = {"prepare": self._cloned - began}
         self._started = 0.0
-        self.pid, self.fd, self.pidfd, self._alive = child.pid, child.status, child.pidfd, child.alive
+        self._child = child
+        self._ended = False
+        self.fd = child.status
         self.let_go = child.let_go
         try:
-            skeleton.on_step("cloned", str(self.pid))
+            skeleton.on_step("cloned", str(child.pid))
             if command.cgroup:
                 self._enter(command.cgroup)
-            os.write(self._alive, b"g")
+            os.write(child.alive, b"g")
         except BrokenPipeError:
             return  # it has failed already, and said why
         except BaseException:
@@ -146,7 +152,7 @@ class Running:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                os.write(fd, str(self.pid).encode())
+                os.write(fd, str(self._child.pid).encode())
             finally:
                 os.close(fd)
         except OSError as error:
@@ -170,13 +176,13 @@ class Running:
 
     def kill(self, number: int) -> None:
         try:
-            signal.pidfd_send_signal(self.pidfd, number)
+            signal.pidfd_send_signal(self._child.pidfd, number)
         except ProcessLookupError:
             return
 
     def abandon(self) -> None:
         """Kill everything and give things back: the caller's side has failed."""
-        if self.pidfd >= 0:
+        if not self._ended:
             self.kill(signal.SIGKILL)
             try:
                 self.finish()
@@ -187,12 +193,11 @@ class Running:
         """Wait for pid 1 (the kernel has killed the rest of its namespace by then) and give things back."""
         while self.read():
             continue
-        _, status, usage = os.wait4(self.pid, 0)
+        _, status, usage = os.wait4(self._child.pid, 0)
         now = time.monotonic()
         self.timings["run"] = now - (self._started or self._cloned)
-        for fd in (self.fd, self.pidfd, self._alive):
-            os.close(fd)
-        self.pidfd = -1
+        self._child.close()
+        self._ended = True
         try:
             came_back = self._skeleton.give_back()
         except OSError as error:

@@ -37,22 +37,35 @@ _MOST_AHEAD = 8
 """Views made ahead at a time: each is a process."""
 
 
+class _Workspace:
+    """What is remembered of a workspace between two launches."""
+
+    def __init__(self, path: str) -> None:
+        self.skeleton = Skeleton(path)
+        self.packed = b""
+        self.view: View | None = None
+        """The last view, and as it was sent: `packed`."""
+        self.again = False
+        """Whether that view was launched into twice, and so may well be again."""
+        self.ahead: Ahead | None = None
+
+    def discard_ahead(self) -> None:
+        if self.ahead is not None:
+            self.ahead.discard()
+            self.ahead = None
+
+
 class _Server:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
-        self._skeletons: dict[str, Skeleton] = {}
+        self._workspaces: dict[str, _Workspace] = {}
         self._launches: dict[int, tuple[Running, socket.socket]] = {}
         """By status pipe and by answer socket: both lead to the launch."""
         self._mounts = MountTable()
-        self._views: dict[str, tuple[bytes, View]] = {}
-        """The last view of each workspace, as it was sent and as it is."""
-        self._ahead: dict[str, Ahead] = {}
-        self._repeated: dict[str, bool] = {}
-        """Whether that view was launched into twice, and so may well be again."""
-        self._wanted: set[str] = set()
-        """What is to be made ahead as soon as there is nothing else to do."""
+        self._wanted: set[_Workspace] = set()
+        """Whose view is to be made ahead as soon as there is nothing else to do."""
 
     def serve(self) -> None:
         try:
@@ -70,10 +83,9 @@ class _Server:
             for running, answer in {id(both): both for both in self._launches.values()}.values():
                 running.abandon()
                 answer.close()
-            for ahead in self._ahead.values():
-                ahead.discard()
-            for skeleton in self._skeletons.values():
-                skeleton.discard()
+            for workspace in self._workspaces.values():
+                workspace.discard_ahead()
+                workspace.skeleton.discard()
             self._mounts.close()
 
     def _accept(self) -> bool:
@@ -87,8 +99,8 @@ class _Server:
         try:
             os.lseek(body, 0, os.SEEK_SET)
             with open(body, "rb", closefd=False) as file:
-                workspace, packed, order = marshal.load(file)
-            running = self._start(workspace, packed, unpack(order), body, (stdio[0], stdio[1], stdio[2]))
+                path, packed, order = marshal.load(file)
+            running = self._start(path, packed, unpack(order), body, (stdio[0], stdio[1], stdio[2]))
         except LaunchError as error:
             _answer(answer, "failed", error.step, error.call, error.path, error.errno, error.text)
         except OSError as error:
@@ -103,33 +115,33 @@ class _Server:
         return True
 
     def _start(
-        self, workspace: str, packed: bytes, command: init.Command, body: int, stdio: tuple[int, int, int]
+        self, path: str, packed: bytes, command: init.Command, body: int, stdio: tuple[int, int, int]
     ) -> Running:
         began = time.monotonic()
-        skeleton = self._skeletons.setdefault(workspace, Skeleton(workspace))
-        last = self._views.get(workspace)
-        again = last is not None and last[0] == packed
-        view: View = last[1] if last is not None and again else unpack(marshal.loads(packed))
-        self._views[workspace] = (packed, view)
+        workspace = self._workspaces.setdefault(path, _Workspace(path))
+        repeated = packed == workspace.packed
+        if workspace.view is None or not repeated:
+            workspace.packed, workspace.view = packed, unpack(marshal.loads(packed))
+        view: View = workspace.view
+        workspace.again = repeated and can_be_made_ahead(view)
         self._wanted.discard(workspace)
-        self._repeated[workspace] = again and can_be_made_ahead(view)
         if self._mounts.changed():
-            for other in list(self._ahead):
-                self._ahead.pop(other).discard()
-        ahead = self._ahead.pop(workspace, None)
-        if ahead is not None:
-            if again and not command.tty and not command.rlimits and ahead.fits():
-                return ahead.give(body, command, stdio, began)
-            ahead.discard()
-        return Running.start(view, skeleton, command, stdio)
+            for other in self._workspaces.values():
+                other.discard_ahead()
+        ahead = workspace.ahead
+        if ahead is not None and repeated and not command.tty and not command.rlimits and ahead.fits():
+            workspace.ahead = None
+            return ahead.give(body, command, stdio, began)
+        workspace.discard_ahead()
+        return Running.start(view, workspace.skeleton, command, stdio)
 
     def _make_ahead(self) -> None:
         """For one workspace, in which nothing runs now. When it fails, the launch itself will say why."""
         workspace = self._wanted.pop()
-        if len(self._ahead) >= _MOST_AHEAD:
+        if workspace.view is None or sum(1 for one in self._workspaces.values() if one.ahead) >= _MOST_AHEAD:
             return
         try:
-            self._ahead[workspace] = Ahead(self._views[workspace][1], self._skeletons[workspace])
+            workspace.ahead = Ahead(workspace.view, workspace.skeleton)
         except (LaunchError, OSError):
             return
 
@@ -155,8 +167,8 @@ class _Server:
                 continue  # the caller has gone before
         try:
             _answer(answer, "outcome", pack(running.finish()))
-            workspace = running.workspace
-            if self._repeated[workspace]:
+            workspace = self._workspaces[running.workspace]
+            if workspace.again:
                 self._wanted.add(workspace)
         except AfterCommandError as error:
             _answer(answer, "after", pack(error.outcome), error.errno, str(error))

@@ -155,6 +155,24 @@ def test_a_waiting_process_that_was_killed(room: Room) -> None:
     assert third(room, "echo well", kill) == "well"
 
 
+def test_a_directory_that_is_gone(room: Room) -> None:
+    """The launch fails, and what was waiting for it is not left behind."""
+
+    def action(launcher: Launcher) -> tuple[list[int], str]:
+        for _ in range(2):
+            room.seen(launcher, "true")
+        waiting(launcher)
+        os.rename(room.host("app"), room.host("away"))
+        with pytest.raises(FileNotFoundError):
+            room.seen(launcher, "true")
+        assert launcher._remote is not None
+        left = children(launcher._remote._pid)
+        os.rename(room.host("away"), room.host("app"))
+        return left, room.seen(launcher, "echo well").text
+
+    assert room.run(action) == ([], "well")
+
+
 def test_another_view(room: Room) -> None:
     def action(launcher: Launcher) -> list[str]:
         said = []
