@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from support import hogs
 from support.processes import ROOT, SOMEBODY, Child, children, eventually, read, write
 from support.rooms import ENV, PYTHON, Room, filesystem
 
@@ -34,17 +35,6 @@ try:
         count += 1
 except OSError as error:
     print(count, errno.errorcode[error.errno])
-"""
-HOGS = """
-for _ in range(4):
-    if os.fork() == 0:
-        held = bytearray(40 << 20)
-        for page in range(0, len(held), 4096):
-            held[page] = 1
-        time.sleep(20)
-        os._exit(0)
-for _ in range(4):
-    os.wait()
 """
 
 
@@ -345,7 +335,7 @@ def test_a_killed_launchers_cgroup_is_swept_by_the_next(simple: Room, delegated:
 
 def test_memory_of_all_processes_together_and_the_kill_is_named(room: Room, controlled: Callable[[], None]) -> None:
     given = Limits(memory=96 * MIB)
-    outcome, _ = launch(room, HOGS, given, controlled)
+    outcome, _ = launch(room, hogs.MEMORY, given, controlled)
     assert outcome.signal == 9
     assert oom_sentence(outcome.usage, given) == "out of memory: the kernel killed it at its limit of 96 MiB"
     assert outcome.usage is not None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import hogs
 
 from vm.checks.conftest import Ran
 
@@ -27,17 +28,6 @@ try:
 except OSError:
     print(count)
 """
-HOGS = """
-for _ in range(4):
-    if os.fork() == 0:
-        held = bytearray(40 << 20)
-        for page in range(0, len(held), 4096):
-            held[page] = 1
-        time.sleep(20)
-        os._exit(0)
-for _ in range(4):
-    os.wait()
-"""
 Limited = Callable[[str, str, str], tuple[Ran, dict[str, object]]]
 
 
@@ -57,7 +47,7 @@ def limited(nsbuild: Callable[..., Ran], tmp_path: Path) -> Limited:
 
 
 def test_memory_and_the_kill_is_named(limited: Limited) -> None:
-    done, record = limited("--memory", "96M", HOGS)
+    done, record = limited("--memory", "96M", hogs.MEMORY)
     assert done.returncode == 128 + 9
     assert "96 MiB for all processes together" in done.stderr and "by cgroup v2" in done.stderr
     assert "out of memory: the kernel killed it at its limit of 96 MiB" in done.stderr
