@@ -165,6 +165,16 @@ def user_cache() -> Path:
     return path
 
 
+def app_caches(given: str | None = None) -> Path:
+    """Where the caches of apps are: where `--cache` says, or in the user's cache. Raises Refused as `user_cache`."""
+    return Path(given or user_cache() / "apps").absolute()
+
+
+def workspaces(given: str | None = None, caches: str | None = None) -> Path:
+    """Where workspaces are: where `--workspace-dir` says, or beside the caches. Raises Refused as `user_cache`."""
+    return Path(given).absolute() if given else app_caches(caches) / ".workspaces"
+
+
 def collect_orphans(parent: Path) -> list[str]:
     """Remove the workspaces below `parent` that no running build holds; returns their paths."""
     removed = []

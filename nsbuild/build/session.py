@@ -29,7 +29,7 @@ from nsbuild.refusals import Refusals
 from nsbuild.sandbox import Launcher, Layout
 from nsbuild.stack import HOST, StackRoot, open_stack_root
 from nsbuild.user import build_user
-from nsbuild.workspace import Workspace, user_cache, workspace
+from nsbuild.workspace import Workspace, app_caches, workspace, workspaces
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,13 @@ def session(
         check_direct(options)
     surprising = api.check_config_vars(options.config_vars)
     user = build_user(str(source.path), options.user)
-    cache_root = Path(options.cache_dir or user_cache() / "apps").absolute()
+    cache_root = app_caches(options.cache_dir)
     cache = Cache(
         cache_root,
         CacheUse(options.app or str(source.path), options.stack, DIRECT if direct else layout.name, purpose),
     )
     cache.check()
-    parent = Path(options.workspace_dir).absolute() if options.workspace_dir else cache_root / ".workspaces"
+    parent = workspaces(options.workspace_dir, options.cache_dir)
     record = Record(
         id=build_id,
         source=str(source.path),

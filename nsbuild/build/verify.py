@@ -14,9 +14,9 @@ from nsbuild.build.options import BuildOptions
 from nsbuild.build.source import open_source
 from nsbuild.record import Record
 from nsbuild.refusals import Refusals
-from nsbuild.slug import tar, workspaces, write_tree
+from nsbuild.slug import tar, write_tree
 from nsbuild.user import build_user
-from nsbuild.workspace import workspace
+from nsbuild.workspace import workspace, workspaces
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@ import json
 import os
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
 from nsbuild.build.cache import Kept, list_caches, remove_cache
 from nsbuild.cli.summary import size
 from nsbuild.errors import UsageError
-from nsbuild.workspace import user_cache
+from nsbuild.workspace import app_caches
 
 _STORE = click.option("--cache", "directory", metavar="DIR", help="Where they are kept. Default: the user's cache.")
 
@@ -28,7 +27,7 @@ def cache() -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def list_(directory: str | None, as_json: bool) -> None:
     """One cache a line: its key, size, when it was saved, layout, stack, and the app."""
-    found = list_caches(_store(directory))
+    found = list_caches(app_caches(directory))
     if as_json:
         click.echo(json.dumps([asdict(kept) for kept in found], indent=2))
         return
@@ -54,7 +53,7 @@ def remove(names: tuple[str, ...], directory: str | None, everything: bool, days
         raise click.UsageError("--all goes without the names of caches.")
     if not (everything or names or days is not None):
         raise click.UsageError("Name a cache or an app, or give --all or --older-than.")
-    store = _store(directory)
+    store = app_caches(directory)
     found = list_caches(store)
     for name in names:
         if not any(_is_called(kept, name) for kept in found):
@@ -64,10 +63,6 @@ def remove(names: tuple[str, ...], directory: str | None, everything: bool, days
         if wanted and (days is None or kept.saved < time.time() - days * 86400):
             remove_cache(store, kept.key)
             click.echo(f"removed {kept.key}")
-
-
-def _store(directory: str | None) -> Path:
-    return Path(directory).absolute() if directory else user_cache() / "apps"
 
 
 def _is_called(kept: Kept, name: str) -> bool:

@@ -11,7 +11,7 @@ from nsbuild.buildpack import store as buildpacks
 from nsbuild.errors import Refused, UsageError
 from nsbuild.rollout.scratch import default_parent
 from nsbuild.stack import store as stacks
-from nsbuild.workspace import collect_orphans, user_cache
+from nsbuild.workspace import collect_orphans, workspaces
 from nsbuild.wrap import journal, pool, recovery
 
 
@@ -45,7 +45,7 @@ def gc(directories: tuple[str, ...]) -> int:
 
 def _default() -> list[Path]:
     try:
-        return [user_cache() / "apps" / ".workspaces"]
+        return [workspaces()]
     except Refused:
         return []  # without a home there is no build to clean up after, but there may be a compile
 

@@ -15,7 +15,6 @@ from nsbuild.cli.progress_json import write_event
 from nsbuild.cli.say import say
 from nsbuild.cli.summary import ours
 from nsbuild.errors import ExitCode
-from nsbuild.printable import printable
 
 _NOT = (*ROLLOUT, "output", "cache_dir", "app", "enforce_limits", "rebuild", "reproducible", "shell_on_failure")
 
@@ -52,8 +51,7 @@ def _text(verified: Verified) -> Iterator[str]:
     if verified.same:
         yield ours(f"the same slug twice: {verified.diff.same} entries, {verified.digests[0]}")
         return
-    for line in verified.diff.as_text():
-        yield printable(line)
+    yield from verified.diff.as_text()
     if not verified.diff.counted:
         yield ours("it is the times of sources that differ, which their bytecode goes by")
     yield ours("the two builds differ; `nsbuild diff` of two slugs of `build --reproducible` shows more")

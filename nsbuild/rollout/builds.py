@@ -25,7 +25,7 @@ from nsbuild.rollout.scratch import Scratch
 from nsbuild.rollout.shadow import Candidate, prepare
 from nsbuild.sandbox import LaunchError, app_layout
 from nsbuild.slug import check_output
-from nsbuild.workspace import user_cache
+from nsbuild.workspace import app_caches
 
 _RESCUED = (ExitCode.COMPILE_FAILED, ExitCode.RELEASE_FAILED)
 
@@ -156,7 +156,7 @@ class BuildCandidate(Candidate):
         options = of.options
         source = os.path.realpath(of.source)
         output = check_output(options.output or f"{os.path.basename(source)}.tgz", Path(source))
-        caches = Path(options.cache_dir or user_cache() / "apps").absolute()
+        caches = app_caches(options.cache_dir)
         app = options.app or source
         ours = (str(output.path), str(caches), options.workspace_dir or "")
         kept = {os.path.relpath(os.path.realpath(path), source) for path in ours if path}

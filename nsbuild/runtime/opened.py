@@ -12,10 +12,10 @@ from nsbuild import buildpack as api
 from nsbuild.errors import Refused
 from nsbuild.runtime.slug import SlugInfo, read_slug
 from nsbuild.sandbox import Bind, Overlay, User, View, ViewError, compose, read_host
-from nsbuild.slug import as_directory, workspaces
+from nsbuild.slug import as_directory
 from nsbuild.stack import HOST, StackRoot, open_stack_root, stored_stack_root
 from nsbuild.user import build_user
-from nsbuild.workspace import Workspace, workspace
+from nsbuild.workspace import Workspace, workspace, workspaces
 
 
 @dataclass(frozen=True)

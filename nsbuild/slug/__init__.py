@@ -7,7 +7,7 @@ from nsbuild.slug.boot import boot
 from nsbuild.slug.formats import format_of
 from nsbuild.slug.marker import MARKER, RELEASE_FILE, Marked, mark, marked
 from nsbuild.slug.oci import Image
-from nsbuild.slug.opened import as_directory, workspaces
+from nsbuild.slug.opened import as_directory
 from nsbuild.slug.output import Output, check_output
 from nsbuild.slug.prepare import Prepared, prepare
 from nsbuild.slug.unpack import unpack
@@ -30,6 +30,5 @@ __all__ = [
     "prepare",
     "sizes",
     "unpack",
-    "workspaces",
     "write_tree",
 ]

@@ -9,12 +9,7 @@ from pathlib import Path
 from nsbuild.sandbox import User
 from nsbuild.slug.formats import format_of
 from nsbuild.slug.unpack import unpack
-from nsbuild.workspace import Workspace, user_cache, workspace
-
-
-def workspaces(given: str | None) -> Path:
-    """Where workspaces of slugs are made: where `--workspace-dir` says, or in the user's cache. Raises Refused."""
-    return Path(given or user_cache() / "apps" / ".workspaces").absolute()
+from nsbuild.workspace import Workspace, workspace, workspaces
 
 
 @contextlib.contextmanager
