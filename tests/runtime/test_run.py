@@ -314,6 +314,7 @@ def test_root_runs_an_archive_that_only_root_can_read(site: Site, name: str) -> 
     assert site.run(slug, root=True).ok().out == b"ran\n"
 
 
+@as_root
 def test_a_user_runs_a_slug_of_somebody_elses(kept: Site) -> None:
     for path in [kept.out, *kept.out.rglob("*")]:
         os.chown(path, 0, 0, follow_symlinks=False)

@@ -232,7 +232,7 @@ def test_a_root_on_which_nothing_can_be_built(site: Site, little: Path, change: 
 def test_a_bash_without_its_libraries_is_a_phase_that_cannot_run(site: Site, little: Path) -> None:
     for library in little.glob("lib*"):
         shutil.rmtree(library)
-    site.build(site.app(), site.buildpack(), "--stack-root", str(little)).refused(10, "bin/detect")
+    site.build(site.app(), site.buildpack(), "--stack-root", str(little)).refused(125, "bin/detect")
 
 
 def test_a_damaged_image_is_a_sentence(site: Site, little: Path) -> None:
