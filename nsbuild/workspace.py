@@ -18,6 +18,9 @@ from nsbuild.sandbox import Layout, User
 from nsbuild.tree import remove_tree
 
 PREFIX = "build-"
+WORKSPACES = ".workspaces"
+COPIES = ".copies"
+"""Directories of ours, which go when they are empty. One that a user has named stays, whoever made it."""
 
 
 class Workspace:
@@ -136,12 +139,17 @@ def make_locked(parent: Path, path: str) -> int:
 
 
 def remove_locked(parent: Path, path: str, lock: int) -> None:
-    """Remove a directory of `make_locked`, and its parent where it was the last. Raises OSError."""
+    """Remove a directory of `make_locked`, and its parent where that is ours and empty now. Raises OSError."""
     with signals_held():
         try:
             remove_tree(path)
         finally:
             os.close(lock)
+        _leave(parent)
+
+
+def _leave(parent: Path) -> None:
+    if parent.name in (WORKSPACES, COPIES):
         with contextlib.suppress(OSError):
             parent.rmdir()  # ENOTEMPTY while another build has one there
 
@@ -172,7 +180,7 @@ def app_caches(given: str | None = None) -> Path:
 
 def workspaces(given: str | None = None, caches: str | None = None) -> Path:
     """Where workspaces are: where `--workspace-dir` says, or beside the caches. Raises Refused as `user_cache`."""
-    return Path(given).absolute() if given else app_caches(caches) / ".workspaces"
+    return Path(given).absolute() if given else app_caches(caches) / WORKSPACES
 
 
 def collect_orphans(parent: Path) -> list[str]:
@@ -192,6 +200,5 @@ def collect_orphans(parent: Path) -> list[str]:
         finally:
             os.close(lock)
     if removed:
-        with contextlib.suppress(OSError):
-            parent.rmdir()
+        _leave(parent)
     return removed

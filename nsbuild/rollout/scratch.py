@@ -10,20 +10,18 @@ from pathlib import Path
 
 from nsbuild.interrupts import signals_held
 from nsbuild.tree import copy_tree
-from nsbuild.workspace import make_locked, name_in, remove_locked
+from nsbuild.workspace import COPIES, make_locked, name_in, remove_locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-
-NAME = "copies"
 
 
 def default_parent() -> Path:
     """Where they are when no workspace directory was named; `nsbuild gc` looks there. Raises OSError."""
     from nsbuild.wrap.journal import state_directory
 
-    return Path(state_directory()).parent / NAME
+    return Path(state_directory()).parent / COPIES
 
 
 class Scratch:

@@ -203,6 +203,22 @@ def test_gc_leaves_running_builds_alone(site: Site) -> None:
     finish(process).refused(130)
 
 
+def test_a_directory_that_workspaces_were_made_in_stays(site: Site) -> None:
+    """It was named by the user, who may have made it."""
+    own = site.mkdir("own")
+    app, pack = site.app(), site.buildpack()
+    site.build(app, pack, "--workspace-dir", str(own)).ok()
+    site.nsbuild("run", site.out, "--workspace-dir", str(own), "--", "true").ok()
+    assert list(own.iterdir()) == []
+    process = in_phase(site, "compile", "--workspace-dir", str(own))
+    process.kill()
+    process.communicate(timeout=50)
+    assert eventually(lambda: not site.processes()), site.processes()
+    (left,) = own.iterdir()
+    assert site.nsbuild("gc", own).ok().text == f"removed {left}\n"
+    assert list(own.iterdir()) == []
+
+
 def in_phase_of(site: Site) -> subprocess.Popen[bytes]:
     site.app()
     return in_phase(site, "compile")

@@ -62,7 +62,7 @@ class Fleet:
         rows = self.rows
         shadows = sum(1 for decided in self.decisions() if decided == "shadow")
         assert eventually(lambda: sum(row.shadow for row in rows()) == shadows, timeout), "the candidate never ended"
-        copies = self.builder.state / "nsbuild/copies"
+        copies = self.builder.state / "nsbuild/.copies"
         assert eventually(lambda: not copies.exists(), timeout), "the candidate's workspace was left"
         return next(row for row in reversed(self.rows()) if row.shadow)
 

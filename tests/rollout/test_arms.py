@@ -196,7 +196,7 @@ def test_a_compile_that_fails_only_in_the_namespace_is_rescued(everywhere: Fleet
     owner = fleet.builder.owner if ROOT else os.getuid()
     assert {path.stat().st_uid for path in fleet.builder.build.rglob("*")} <= {owner, 0 if ROOT else owner}
     fleet.builder.intact()
-    assert not list(fleet.builder.state.glob("nsbuild/copies/*"))
+    assert not list(fleet.builder.state.glob("nsbuild/.copies/*"))
 
 
 def test_rescue_is_asked_for(fleet: Fleet) -> None:
@@ -239,7 +239,7 @@ def test_a_disk_without_room_for_a_rescue_costs_only_the_rescue(fleet: Fleet) ->
     fleet.builder.names.add("nowhere")
     state = fleet.builder.state / "nsbuild"
     state.mkdir(parents=True)
-    shutil.copy(nowhere, state / "copies")
+    shutil.copy(nowhere, state / ".copies")
     fleet.builder.own(fleet.builder.state)
     result = fleet.compile("--rescue")
     assert result.code == 3 and "there will be no rescue" in result.err

@@ -36,7 +36,7 @@ class Platform:
 
     def candidate(self) -> Outcome:
         assert eventually(lambda: any(row.shadow for row in self.rows()), 90), "the candidate never ended"
-        assert eventually(lambda: not (self.state.parent / "copies").exists())
+        assert eventually(lambda: not (self.state.parent / ".copies").exists())
         return next(row for row in reversed(self.rows()) if row.shadow)
 
 

@@ -206,7 +206,7 @@ def test_a_disk_without_room_for_copies_costs_only_the_shadow(shadow: Fleet) -> 
     shadow.builder.pack('echo made > "$1/made"')
     state = shadow.builder.state / "nsbuild"
     state.mkdir(parents=True)
-    (state / "copies").write_text("a file")
+    (state / ".copies").write_text("a file")
     shadow.builder.own(shadow.builder.state)
     result = shadow.compile().ok()
     assert "there will be no shadow" in result.err and len(result.err.splitlines()) == 1
@@ -221,9 +221,9 @@ def test_a_candidate_that_is_killed_leaves_what_gc_removes(shadow: Fleet) -> Non
     for pid in processes_of(shadow):
         os.kill(pid, signal.SIGKILL)
     assert eventually(lambda: not processes_of(shadow))
-    assert list(workspaces.glob("copies/*"))
+    assert list(workspaces.glob(".copies/*"))
     shadow.builder.nsbuild("gc").ok()
-    assert not list(workspaces.glob("copies/*"))
+    assert not list(workspaces.glob(".copies/*"))
     assert [row.result for row in shadow.rows()] == ["succeeded"]
 
 

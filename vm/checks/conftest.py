@@ -44,7 +44,7 @@ def app() -> Callable[[Path, str], Path]:
 
 @pytest.fixture
 def emptied() -> Iterator[Callable[[str], Path]]:
-    """A directory on one of the VM's own mounts. nsbuild removes an empty --workspace-dir."""
+    """A directory on one of the VM's own mounts."""
     used: list[Path] = []
 
     def take(mount: str) -> Path:
@@ -56,4 +56,4 @@ def emptied() -> Iterator[Callable[[str], Path]]:
 
     yield take
     for path in used:
-        shutil.rmtree(path, ignore_errors=not path.exists())
+        shutil.rmtree(path)
