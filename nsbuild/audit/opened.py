@@ -12,17 +12,19 @@ from nsbuild.errors import UsageError
 from nsbuild.refusals import Refusals
 from nsbuild.slug import as_directory, marked
 from nsbuild.slug.formats import OCI_PREFIX
+from nsbuild.slug.marker import Marked
 from nsbuild.user import build_user
 
 
 @dataclass(frozen=True)
 class Opened:
     """`ours`: it was unpacked, and what its modes close to us may be opened; else nothing of it may be touched.
-    `run_path` is where it runs.
+    `run_path` is where it runs, `stack_root` the digest of what it was built on.
     """
 
     directory: str
     run_path: str
+    stack_root: str
     ours: bool
 
 
@@ -43,14 +45,17 @@ def opened(path: str | Path, workspace_dir: str | None = None, run_path: str | N
         why = error.strerror if isinstance(error, OSError) else "it is a loop of links"
         raise UsageError(f"{path} cannot be read: {why}.", "Give a slug or a directory.") from None
     with Refusals(), as_directory(place, user, workspace_dir) as (directory, own):
-        yield Opened(directory, run_path or _marked(directory, path), own is not None)
+        says = _marked(directory, path, run_path)
+        yield Opened(directory, run_path or says.run_path, says.stack_root, own is not None)
 
 
-def _marked(directory: str, path: str | Path) -> str:
+def _marked(directory: str, path: str | Path, run_path: str | None) -> Marked:
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return marked(fd).run_path
+        return marked(fd)
     except (ValueError, OSError) as error:
+        if run_path is not None:
+            return Marked()
         raise UsageError(f"{path} does not say where it runs: {error}.", "Give --run-path.") from None
     finally:
         os.close(fd)

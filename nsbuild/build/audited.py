@@ -14,6 +14,7 @@ from nsbuild.build.options import BuildError
 from nsbuild.errors import ExitCode
 from nsbuild.record import Phase, Record
 from nsbuild.sandbox import Layout
+from nsbuild.stack import StackRoot
 from nsbuild.workspace import Workspace
 
 _CLOCK = 0.01
@@ -52,12 +53,12 @@ class Writers:
 class SlugAudit:
     """What `slug.prepare` tells its watcher goes to an auditor."""
 
-    def __init__(self, layout: Layout, work: Workspace, record: Record) -> None:
+    def __init__(self, layout: Layout, work: Workspace, stack_root: StackRoot, record: Record) -> None:
         self._auditor = Auditor(
             "slug",
             Matcher(needles_for(places(layout, work.path))),
             run_path=layout.home,
-            on_stack=os.path.lexists,
+            on_stack=stack_root.starts,
         )
         self._writers = Writers(record.phases)
         self._open: tuple[str, FileAudit] | None = None

@@ -118,7 +118,7 @@ def publish(at: Session, output: slugs.Output, release_output: bytes | None) -> 
         api.parse_release(release_output or b"").config_vars,
         Path(at.stack_root.path) if at.stack_root.digest else None,
     )
-    remembered = SlugAudit(layout, work, log.record) if options.audit != "off" else None
+    remembered = SlugAudit(layout, work, at.stack_root, log.record) if options.audit != "off" else None
     if remembered is not None and not archive:
         remembered.directory(app)
     prepared = slugs.prepare(

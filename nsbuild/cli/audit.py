@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 @click.option("--path", "paths", multiple=True, metavar="DIR", help="A place that nothing may remember, repeatable.")
 @click.option("--pattern", "patterns", multiple=True, metavar="REGEX", help="The same, as a regular expression.")
 @click.option("--run-path", metavar="DIR", help="Where the slug runs. Default: where it says, or /app.")
+@click.option(
+    "--stack-root", metavar="REF", help="What it runs on. Default: the image it was built on, else this host."
+)
 @click.option("--record", metavar="FILE", help="The record of its build: which buildpack wrote what.")
 @click.option("--waivers", metavar="FILE", help="Findings that are known, and until when: TOML, docs/audit.md.")
 @click.option(
@@ -70,9 +73,9 @@ def audit(
     if proving:
         from nsbuild.runtime import ProveOptions, RunOptions
 
-        workspace_dir, absent = options["workspace_dir"], options["paths"]
-        run = RunOptions(workspace_dir=workspace_dir, warn=lambda text: say(f"nsbuild: warning: {text}"))  # type: ignore[arg-type]
-        proofs = _prove(path, ProveOptions(commands, absent, env, run), quiet=shape == "json")  # type: ignore[arg-type]
+        own = {name: options[name] for name in ("workspace_dir", "stack_root")}
+        run = RunOptions(**own, warn=lambda text: say(f"nsbuild: warning: {text}"))  # type: ignore[arg-type]
+        proofs = _prove(path, ProveOptions(commands, options["paths"], env, run), quiet=shape == "json")  # type: ignore[arg-type]
     if shape == "json":
         told = as_dict(report) | ({"proofs": [asdict(proof) for proof in proofs]} if proving else {})
         click.echo(json.dumps(told, indent=2))

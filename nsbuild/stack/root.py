@@ -8,6 +8,7 @@ import stat
 from dataclasses import dataclass
 
 from nsbuild.errors import UsageError
+from nsbuild.sandbox.view import is_system, leads_to
 from nsbuild.stack.layers import open_in_root
 from nsbuild.stack.store import Reference, Store, not_an_image
 from nsbuild.tree.beneath import UNAVAILABLE
@@ -28,6 +29,21 @@ class StackRoot:
 
     path: str
     digest: str
+
+    def starts(self, path: str) -> bool | None:
+        """Whether a process of a slug on this root finds a program at the absolute `path`; None when that cannot be
+        told. Links lead into the root, as there; what no process is shown, `/home` say, is not found.
+        """
+        place = leads_to(self.path, os.path.normpath(f"/{path.lstrip('/')}")) if "\0" not in path else None
+        if place is None or not is_system(place.split("/")[1]):
+            return False
+        try:
+            mode = os.lstat(place if self.path == "/" else self.path + place).st_mode
+        except PermissionError:
+            return None
+        except OSError:
+            return False
+        return stat.S_ISREG(mode) and bool(mode & 0o111)
 
 
 HOST = StackRoot("/", "")

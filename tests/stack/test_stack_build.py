@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.sites import PERSON, Site, as_root, ordinary
-from support.stacks import Debian, directory, image, layer, layer_of, little_root, make_debian, member, tool
+from support.stacks import Debian, directory, image, layer, layer_of, make_debian, member, tool
 
 pytest_plugins = ["support.site_fixtures"]
 
@@ -22,14 +22,6 @@ PYTHON = "import platform; print(platform.freedesktop_os_release()['PRETTY_NAME'
 @pytest.fixture(scope="session")
 def debian() -> Iterator[Debian]:
     yield from make_debian()
-
-
-@pytest.fixture
-def little(site: Site) -> Path:
-    top = little_root(site.path / "little")
-    for found in [top, *top.rglob("*")]:
-        site.own(found)
-    return top
 
 
 def hosts_own() -> list[str]:
