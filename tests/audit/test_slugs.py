@@ -118,6 +118,19 @@ def member(name: str, link: str = "") -> tarfile.TarInfo:
         ("app/.nsbuild-slug", b"[" * 100_000, "does not say where it runs"),
         ("app/.nsbuild-slug", b'"run_path"', "does not say where it runs"),
     ],
+    # Not the bytes, which hold the time: processes that began in two seconds would not have the same tests.
+    ids=[
+        "truncated",
+        "gzip of zeros",
+        "random zstd",
+        "zeroed squashfs",
+        "upwards",
+        "through a link",
+        "text",
+        "no index",
+        "deep marker",
+        "no object",
+    ],
 )
 def test_what_is_no_slug_is_one_sentence(site: Site, name: str, content: bytes, said: str) -> None:
     site.write(name, content)
