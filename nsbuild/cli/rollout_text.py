@@ -46,14 +46,13 @@ def standing(status: Status) -> str:
     head = ("path", "builds", "apps", "failing", "fallback", "rescued", "leaking", "median", "95 %", "slug")
     lines += ["", _row(head), *(_row((path, *_cells(row))) for path, row in ledger.shipped.items())]
     lines += ["", "shadows    " + ", ".join(f"{count:,} {result}" for result, count in ledger.candidates.items())]
-    lines += [
-        f"{'fallbacks' if not number else '':11}{count:,}  {why}" for number, (why, count) in _few(ledger.fallbacks)
-    ]
+    lines += [*_reasons("skipped", ledger.skips), *_reasons("fallbacks", ledger.fallbacks)]
     return "\n".join(lines)
 
 
-def _few(counted: tuple[tuple[str, int], ...]) -> list[tuple[int, tuple[str, int]]]:
-    return list(enumerate(counted[:5]))
+def _reasons(what: str, counted: tuple[tuple[str, int], ...]) -> list[str]:
+    """The most frequent ones."""
+    return [f"{'' if number else what:11}{count:,}  {why}" for number, (why, count) in enumerate(counted[:5])]
 
 
 def _cells(row: Shipped) -> tuple[str, ...]:

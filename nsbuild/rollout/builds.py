@@ -103,7 +103,7 @@ class _Build:
         try:
             record = self._run("namespace")
         except NsbuildError as error:
-            if isinstance(error.__cause__, LaunchError) and not _has_run(error):
+            if isinstance(error.__cause__, LaunchError) and not has_run(error):
                 self._say(f"building directly, without a sandbox: {error.sentence}")
                 return _because(self.direct(FALLBACK, fallback=error.sentence), error.sentence)
             if rescue and error.code in _RESCUED:
@@ -196,7 +196,7 @@ def known_of(record: Record) -> dict[str, Any]:
     }
 
 
-def _has_run(error: NsbuildError) -> bool:
+def has_run(error: NsbuildError) -> bool:
     """Whether any script of a buildpack has."""
     record = getattr(error, "record", None)
     return record is None or any(phase.buildpack and phase.name != "fetch" for phase in record.phases)

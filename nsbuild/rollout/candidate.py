@@ -7,18 +7,23 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nsbuild.audit import Severity
+from nsbuild.audit.audit import AuditOptions, audit
 from nsbuild.audit.diff import Diff, DiffOptions, diff
 from nsbuild.audit.normal import Difference
+from nsbuild.build.events import Event
 from nsbuild.errors import NsbuildError
+from nsbuild.printable import printable
 from nsbuild.rollout.arms import renamed
-from nsbuild.rollout.decision import CRASHED, DIFFERENT, FAILED, SAME, TIMED_OUT
+from nsbuild.rollout.decision import CRASHED, DIFFERENT, FAILED, SAME, SKIPPED, TIMED_OUT
 from nsbuild.rollout.noted import record_candidate
-from nsbuild.rollout.shadow import DELIVERED, JOB, LOCK
+from nsbuild.rollout.output import Output
+from nsbuild.rollout.shadow import DELIVERED, JOB, LOCK, SLOT
 from nsbuild.sandbox.outcome import LaunchError
 from nsbuild.sandbox.value import unpack
 from nsbuild.slug import format_of
@@ -31,7 +36,8 @@ from nsbuild.wrap.wrap import compile_
 
 @dataclass(frozen=True)
 class Built:
-    """A candidate that was built, or not: `problem` is ours, when it has no exit code of its own.
+    """A candidate that was built, or not: `problem` is ours, when it has no exit code of its own; `skipped` is why it
+    was not tried.
 
     `places` are where either was built, `slug` what was built, `shipped` what was shipped (empty: nothing was).
     """
@@ -39,6 +45,7 @@ class Built:
     exit_code: int
     timed_out: bool = False
     problem: str = ""
+    skipped: str = ""
     slug: str = ""
     shipped: str = ""
     places: tuple[str, ...] = ()
@@ -52,12 +59,18 @@ class _Late(Exception):
 
 def main() -> None:
     """What `nsbuild.rollout.shadow.spawn` starts."""
-    with open(JOB, "rb") as file:  # noqa: PTH123
+    with open(JOB, "rb", closefd=False) as file:
         job = marshal.load(file)
+    # Standard input, of the buildpack as well: had it been closed, whatever is opened next would be that.
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(nothing, JOB)
+    os.close(nothing)
+    os.set_inheritable(SLOT, False)  # ours alone
     wait_for_the_end(DELIVERED)
     # The lowest priority there is, and with it the idle class of I/O: ioprio_set(2).
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     path = Path(job["path"])
+    output = Output(f"{path}/output")
     started, began = time.time(), time.monotonic()
     try:
         built = _KINDS[job["kind"]](job)
@@ -66,7 +79,8 @@ def main() -> None:
         result, more = CRASHED, {"fallback": f"{type(error).__name__}: {error}"[:500]}
     try:
         seconds = round(time.monotonic() - began, 3)
-        record_candidate(job["decided"], result, started=started, seconds=seconds, **more)
+        told = output.end() if result in (FAILED, TIMED_OUT) else more.pop("differences", "")
+        record_candidate(job["decided"], result, told, started=started, seconds=seconds, **more)
     finally:
         remove_locked(path.parent, str(path), LOCK)
         collect_orphans(path.parent)
@@ -85,6 +99,8 @@ def judge(built: Built, left: float) -> tuple[str, dict[str, Any]]:
 
     `different` is what differs in more than the path, time, bytecode or order, or was not shipped at all.
     """
+    if built.skipped:
+        return SKIPPED, {"fallback": built.skipped}
     more: dict[str, Any] = {"exit_code": built.exit_code, **built.more}
     if built.timed_out or left <= 0:
         return TIMED_OUT, more
@@ -128,10 +144,13 @@ def _compile(job: Mapping[str, Any]) -> Built:
     places |= {real: own for real, own in zip(job["real"], ours.values(), strict=True) if real}
     environ = renamed(job["environ"], places)
     environ.pop("BUILDPACK_LOG_FILE", None)  # the builder's own
+    exports = sorted(Path(path, "exports").iterdir())
+    if held := _held(ours["app"], job["real"][0], exports):
+        return Built(0, skipped=held)
     _go_where_it_was(job["cwd"], places)
     options = options.replace(
         attach="bind" if options.attach == "bind" else "auto",
-        exports=tuple(sorted(str(found) for found in Path(path, "exports").iterdir())),
+        exports=tuple(map(str, exports)),
         tmp="",
         export_to="",
         fallback="never",
@@ -145,7 +164,7 @@ def _compile(job: Mapping[str, Any]) -> Built:
     except LaunchError as error:
         from nsbuild.sandbox.probe import explain
 
-        return Built(125, problem=explain(error).sentence)
+        return Built(0, skipped=explain(error).sentence)
     except NsbuildError as error:
         return Built(int(error.code), problem=error.sentence)
     return Built(
@@ -156,6 +175,18 @@ def _compile(job: Mapping[str, Any]) -> Built:
         places=(job["real"][0], ours["app"]),
         run_path=options.run_path,
     )
+
+
+def _held(app: str, place: str, exports: Sequence[Path]) -> str:
+    """What the buildpacks before this one, which were shipped direct, have left that works at their path alone."""
+    found = audit(app, AuditOptions(paths=[place])) if place.count("/") > 1 else None
+    broken = (
+        [f"{one.where} ({one.kind})" for one in found.findings if one.severity is Severity.BREAKS] if found else []
+    )
+    broken += ["an export" for export in exports if os.fsencode(place) in export.read_bytes()]
+    if not broken:
+        return ""
+    return f"buildpacks before it have left BUILD_DIR's own path in {printable(broken[0])}: it works nowhere else"
 
 
 def _go_where_it_was(cwd: str, places: Mapping[str, str]) -> None:
@@ -171,7 +202,7 @@ def _build(job: Mapping[str, Any]) -> Built:
     """`nsbuild build` of the copies. The time limit ends whatever runs then, and this process's own work."""
     from nsbuild.build import BuildOptions, build
     from nsbuild.errors import ExitCode
-    from nsbuild.rollout.builds import known_of
+    from nsbuild.rollout.builds import has_run, known_of
 
     os.environ.clear()
     os.environ.update(job["environ"])
@@ -189,10 +220,12 @@ def _build(job: Mapping[str, Any]) -> Built:
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, job["timeout"], 1.0)
     try:
-        record = build(job["source"], job["buildpacks"], options)
+        record = build(job["source"], job["buildpacks"], options, monitor=_print)
     except _Late:
         return Built(int(ExitCode.LIMIT), True)
     except NsbuildError as error:
+        if isinstance(error.__cause__, LaunchError) and not has_run(error):
+            return Built(0, skipped=error.sentence)
         overdue = time.monotonic() >= end
         return Built(int(ExitCode.LIMIT if overdue else error.code), overdue, error.sentence)
     finally:
@@ -201,6 +234,13 @@ def _build(job: Mapping[str, Any]) -> Built:
     more = {"leaks": known_of(record)["leaks"]}
     shipped = job["shipped"] and _unpacked(Path(job["shipped"]), Path(path))
     return Built(0, slug=str(options.output), shipped=shipped, run_path=options.run_path, more=more)
+
+
+def _print(event: Event) -> None:
+    """As `nsbuild build` does without a terminal, as far as it tells why a build has failed."""
+    data = event.data if event.kind == "output" else os.fsencode(f"{event.text}\n") if event.text else b""
+    while data:
+        data = data[os.write(1, data) :]
 
 
 def _unpacked(slug: Path, beside: Path) -> str:

@@ -17,9 +17,9 @@ REASONS = ("kill", "override", "deny", "allow", "rule", "percentage", "off", "tr
 """What settled it, in the order of precedence. `trouble`: no flags could be read or evaluated: direct."""
 
 SUCCEEDED, FAILED, FALLBACK, RESCUED = "succeeded", "failed", "fallback", "rescued"
-SAME, DIFFERENT, CRASHED, TIMED_OUT = "same", "different", "crashed", "timed out"
+SAME, DIFFERENT, CRASHED, TIMED_OUT, SKIPPED = "same", "different", "crashed", "timed out", "skipped"
 SHIPPED_RESULTS = (SUCCEEDED, FAILED, FALLBACK, RESCUED)
-SHADOW_RESULTS = (SAME, DIFFERENT, FAILED, CRASHED, TIMED_OUT)
+SHADOW_RESULTS = (SAME, DIFFERENT, FAILED, CRASHED, TIMED_OUT, SKIPPED)
 BOOTS = ("", "passed", "failed")
 HALTED, RESUMED = "halted", "resumed"
 
@@ -122,7 +122,8 @@ class Outcome:
     `result` of what was shipped: `succeeded`, `failed`, `fallback` (the namespace was refused before the first byte
     of a buildpack had run, and it was built direct; `exit_code` says how that went, `fallback` why), `rescued` (it
     failed in the namespace, and succeeded direct from a pristine copy). Of a candidate: `same` or `different` (it was
-    built, and the slugs compared), `failed`, `timed out`, `crashed` (built, and the comparison failed).
+    built, and the slugs compared), `failed`, `timed out`, `crashed` (built, and the comparison failed), `skipped`
+    (not tried; `fallback` says why).
 
     `exit_code` is what the builder was given (of a candidate: its own). `namespace_exit_code` is that of the compile
     in the namespace where a rescue was tried, whether or not it helped. `leaks` are an audit's findings that break

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from nsbuild.rollout.decision import FAILED, FALLBACK, NAMESPACE, RESCUED, SUCCEEDED, TIMED_OUT, Outcome
+from nsbuild.rollout.decision import FAILED, FALLBACK, NAMESPACE, RESCUED, SKIPPED, SUCCEEDED, TIMED_OUT, Outcome
 from nsbuild.rollout.evidence import Evidence, raised
 
 SLACK = 1.1
@@ -182,7 +182,7 @@ class Paired(Measure):
                 self._shipped[outcome.decision] = failed(outcome)
             return
         shipped_failed = self._shipped.pop(outcome.decision, None)
-        if shipped_failed is None or outcome.result == TIMED_OUT:
+        if shipped_failed is None or outcome.result in (TIMED_OUT, SKIPPED):
             return
         candidate_failed = outcome.result == FAILED
         counted = outcome.app in self.namespace.hit or outcome.app in self.direct.hit

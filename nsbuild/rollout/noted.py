@@ -106,25 +106,25 @@ class Noted:
         return asdict(self._decided)
 
 
-DIFFERENCES = "differences"
+CANDIDATES = "candidates"
 _KEPT = 200
 
 
-def record_candidate(decided: Mapping[str, Any], result: str, differences: str = "", **more: Any) -> None:
-    """A candidate's row, by the process that has built it; the differences, for people, in a file called by the id.
+def record_candidate(decided: Mapping[str, Any], result: str, told: str = "", **more: Any) -> None:
+    """A candidate's row, by the process that has built it; and what is `told` of it, for people, in a file.
 
-    (The id is the decision's; of those files the newest 200 are kept.) Never raises for the ledger's sake.
+    The file is called by the decision's id; the newest 200 are kept. Never raises for the ledger's sake.
     """
     from nsbuild.rollout.decision import Decided
 
     known = Decided(**{**decided, "buildpacks": tuple(decided["buildpacks"])})
     ledger, state = _ledger(lambda sentence: None)
     ledger.record(known.outcome("namespace", result, shadow=True, **more))
-    if differences and state is not None:
-        directory = state / DIFFERENCES
+    if told and state is not None:
+        directory = state / CANDIDATES
         with contextlib.suppress(OSError):
             directory.mkdir(mode=0o700, exist_ok=True)
-            (directory / f"{known.id}.txt").write_text(differences, encoding="utf-8", errors="backslashreplace")
+            (directory / f"{known.id}.txt").write_text(told, encoding="utf-8", errors="backslashreplace")
             for old in sorted(directory.iterdir(), key=lambda path: -path.lstat().st_mtime)[_KEPT:]:
                 old.unlink()
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from nsbuild.rollout import cache
 from nsbuild.rollout.scratch import Scratch, default_parent
+from nsbuild.rollout.slots import NoSlot, take_slot
 from nsbuild.sandbox.remote import fresh_interpreter
 from nsbuild.sandbox.value import pack
 from nsbuild.sandbox.view import app_layout
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from nsbuild.rollout.arms import Call
     from nsbuild.rollout.noted import Noted
 
-JOB, DELIVERED, LOCK = 0, 3, 4
-"""Descriptors of the candidate's process: what to do; this process, readable once it has ended; the lock."""
+JOB, DELIVERED, LOCK, SLOT = 0, 3, 4, 5
+"""Descriptors of the candidate's process: what to do; this process, readable once it has ended; the locks."""
 _HIGH = 64
 Made = TypeVar("Made", bound="Candidate")
 _STATE = ("XDG_STATE_HOME", "NSBUILD_ROLLOUT_STATE")
@@ -41,6 +42,7 @@ class Candidate:
         self._noted = noted
         self._timeout = timeout
         self._scratch = scratch
+        self.slot = -1
         self.started = False
 
     def _spawn(self, kind: str, shipped: str, **job: Any) -> None:
@@ -59,10 +61,10 @@ class Candidate:
                 "timeout": self._timeout,
                 "environ": dict(os.environ),
             }
-            spawn({**known, **job}, self._scratch)
+            spawn({**known, **job}, self._scratch, self.slot)
             self.started = True
         except OSError as error:
-            _lost(self._noted, error)
+            _skipped(self._noted, f"{error.filename or 'a copy'}: {error.strerror}")
 
 
 class CompileCandidate(Candidate):
@@ -106,23 +108,29 @@ def prepare(
     noted: Noted, workspace_dir: str | None, say: Callable[[str], None], make: Callable[[Scratch], Made]
 ) -> Iterator[Made | None]:
     """A candidate that can be started; None, said and noted, when there cannot be one. Removed unless started."""
-    scratch = candidate = None
+    scratch = candidate = slot = None
     try:
+        slot = take_slot()
         scratch = Scratch(Path(workspace_dir).absolute() if workspace_dir else default_parent())
         candidate = make(scratch)
+        candidate.slot = slot
     except OSError as error:
         say(f"there will be no shadow: {error.filename or 'a copy'}: {error.strerror}.")
-        _lost(noted, error)
+        _skipped(noted, f"{error.filename or 'a copy'}: {error.strerror}")
+    except NoSlot as error:
+        _skipped(noted, str(error))
     try:
         yield candidate
     finally:
+        if slot is not None:
+            os.close(slot)  # its process has another
         if scratch is not None and (candidate is None or not candidate.started):
             with contextlib.suppress(OSError):  # gc finds it
                 scratch.remove()
 
 
-def spawn(job: Mapping[str, Any], scratch: Scratch) -> None:
-    """Start the process that will do the job, and hand the workspace over to it. Raises OSError."""
+def spawn(job: Mapping[str, Any], scratch: Scratch, slot: int) -> None:
+    """Start the process that will do the job, and hand the workspace and the slot over to it. Raises OSError."""
     with contextlib.ExitStack() as stack:
 
         def high(fd: int, close: bool = True) -> int:
@@ -137,7 +145,7 @@ def spawn(job: Mapping[str, Any], scratch: Scratch) -> None:
             marshal.dump(dict(job), file)
         os.lseek(body, 0, os.SEEK_SET)
         ours = high(os.pidfd_open(os.getpid()))
-        lock = high(scratch.lock, close=False)
+        lock, taken = high(scratch.lock, close=False), high(slot, close=False)
         actions: list[tuple[Any, ...]] = [
             (os.POSIX_SPAWN_DUP2, body, JOB),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
@@ -150,19 +158,19 @@ def spawn(job: Mapping[str, Any], scratch: Scratch) -> None:
                 if fd > 2 and os.get_inheritable(fd):
                     actions.append((os.POSIX_SPAWN_CLOSE, fd))
         actions += [(os.POSIX_SPAWN_DUP2, ours, DELIVERED), (os.POSIX_SPAWN_DUP2, lock, LOCK)]
+        actions += [(os.POSIX_SPAWN_DUP2, taken, SLOT)]
         argv, environment = fresh_interpreter("nsbuild.rollout.candidate")
         environment |= {os.fsencode(name): os.environb[os.fsencode(name)] for name in _STATE if name in os.environ}
         os.posix_spawn(argv[0], argv, environment, file_actions=actions, setsid=True)
         os.close(scratch.lock)
 
 
-def _lost(noted: Noted, error: OSError) -> None:
+def _skipped(noted: Noted, why: str) -> None:
+    from nsbuild.rollout.decision import SKIPPED
     from nsbuild.rollout.noted import record_candidate
 
-    noted.told["shadow"] = {"problem": f"{error.filename or 'a copy'}: {error.strerror}"}
-    record_candidate(
-        noted.as_plain(), "crashed", started=time.time(), seconds=0.0, fallback=f"{error.filename}: {error.strerror}"
-    )
+    noted.told["shadow"] = {"problem": why}
+    record_candidate(noted.as_plain(), SKIPPED, started=time.time(), seconds=0.0, fallback=why)
 
 
 def _cwd() -> str:

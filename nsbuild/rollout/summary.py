@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nsbuild.rollout.decision import PATHS, SHADOW_RESULTS, SHIPPED_RESULTS
+from nsbuild.rollout.decision import FALLBACK, PATHS, SHADOW_RESULTS, SHIPPED_RESULTS, SKIPPED
 from nsbuild.rollout.history import Different, Stretch, stretches, wilson, worst
 from nsbuild.rollout.ledger import Ledger
 
@@ -36,8 +36,9 @@ class Shipped:
 class Summary:
     """`decisions` by path, `reasons` by reason; `shipped` by decided path; `candidates` by result, of the shadows.
 
-    `fallbacks` are the reasons for those, the most frequent first. `first` and `last` are when the earliest and the
-    latest outcome began, in seconds since 1970; None without any. `history` and `worst` are what the report draws.
+    `fallbacks` and `skips` (of candidates) are the reasons for those, the most frequent first. `first` and `last` are
+    when the earliest and the latest outcome began, in seconds since 1970; None without any. `history` and `worst` are
+    what the report draws.
     """
 
     decisions: Mapping[str, int]
@@ -45,6 +46,7 @@ class Summary:
     shipped: Mapping[str, Shipped]
     candidates: Mapping[str, int]
     fallbacks: tuple[tuple[str, int], ...]
+    skips: tuple[tuple[str, int], ...]
     first: float | None
     last: float | None
     history: tuple[Stretch, ...]
@@ -55,21 +57,26 @@ def summarise(ledger: Ledger) -> Summary:
     """Raises Refused when the ledger cannot be read."""
     with ledger:
         candidates = dict(ledger.query("SELECT result, count(*) FROM outcome WHERE shadow GROUP BY result"))
-        fallbacks = ledger.query(
-            "SELECT fallback, count(*) FROM outcome WHERE result = 'fallback' GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 20"
-        )
         [(first, last)] = ledger.query("SELECT min(started), max(started) FROM outcome")
         return Summary(
             decisions=_all(PATHS, dict(ledger.query("SELECT path, count(*) FROM decision GROUP BY path"))),
             reasons=dict(ledger.query("SELECT reason, count(*) FROM decision GROUP BY reason ORDER BY reason")),
             shipped={path: _shipped(ledger, path) for path in PATHS},
             candidates=_all(SHADOW_RESULTS, candidates),
-            fallbacks=tuple((str(why), int(count)) for why, count in fallbacks),
+            fallbacks=_reasons(ledger, FALLBACK),
+            skips=_reasons(ledger, SKIPPED),
             first=first,
             last=last,
             history=stretches(ledger),
             worst=worst(ledger),
         )
+
+
+def _reasons(ledger: Ledger, result: str) -> tuple[tuple[str, int], ...]:
+    found = ledger.query(
+        "SELECT fallback, count(*) FROM outcome WHERE result = ? GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 20", (result,)
+    )
+    return tuple((str(why), int(count)) for why, count in found)
 
 
 def _shipped(ledger: Ledger, path: str) -> Shipped:

@@ -9,7 +9,7 @@ from typing import Any
 from rollout import files
 from support.builders import Builder
 from support.processes import eventually
-from support.sites import APPS, Result
+from support.sites import APPS, Result, from_wheels
 
 from nsbuild.rollout import Ledger, Outcome
 
@@ -79,3 +79,15 @@ def fresh(builder: Builder, app: str | dict[str, str]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
     builder.own(builder.build)
+
+
+def offline(builder: Builder) -> tuple[list[str | Path], dict[str, str]]:
+    """Options and environment of a builder that builds in place, whose pip and npm need no network."""
+    _, wheels = from_wheels(builder.site)
+    builder.names |= {"packs", "wheels", ".npm", ".cache"}
+    # HOME shows that it builds in place: nobody may write to this host's /app.
+    env = {"STACK": "heroku-24", "HOME": str(builder.build), **wheels}
+    if not wheels:
+        return [], env
+    env["PIP_FIND_LINKS"] = str(builder.site.path / "wheels")
+    return ["--bind", env["PIP_FIND_LINKS"]], env

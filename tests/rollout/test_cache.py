@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rollout.fleets import NODE, Fleet, fresh
+from rollout.fleets import NODE, Fleet, fresh, offline
 from support.processes import ROOT, in_child
-from support.sites import BUILDPACKS, PERSON, from_wheels, holding
+from support.sites import BUILDPACKS, PERSON, holding
 
 from nsbuild.rollout import cache
 
@@ -31,19 +31,12 @@ def test_direct_namespace_direct(fleet: Fleet, pack: str) -> None:
     builder = fleet.builder
     app, restored = REAL[pack]
     copied = builder.site.copy(BUILDPACKS / pack, f"packs/{pack}")
-    offline, wheels = from_wheels(builder.site)
-    builder.names |= {"packs", "wheels", ".npm", ".cache"}
-    # A builder that shows by HOME that it builds in place: nobody may write to this host's /app.
-    env = {"STACK": "heroku-24", "HOME": str(builder.build), **wheels}
-    if wheels:
-        env["PIP_FIND_LINKS"] = str(builder.site.path / "wheels")
-    binds = [str(word) for word in offline if str(word).endswith(":/wheels") or word == "--bind"]
-    binds = [word.replace(":/wheels", "") for word in binds]
+    bind, env = offline(builder)
     said = []
     paths = ("direct", "namespace", "direct") if pack == "python" else ("direct", "namespace", "namespace", "direct")
     for path in paths:
         fresh(builder, app)
-        result = fleet.compile("--path", path, *binds, pack=copied, env=env, timeout=300).ok()
+        result = fleet.compile("--path", path, *bind, pack=copied, env=env, timeout=300).ok()
         said.append(result.text)
         assert result.record["path"] == path
         if path == "namespace":

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from rollout.fleets import NODE, Fleet, fresh
+from rollout.fleets import Fleet, fresh, offline
 from support.builders import Builder
 from support.processes import Child, eventually
 from support.refusals import no_user_namespaces
-from support.sites import BUILDPACKS, snapshot
+from support.sites import BUILDPACKS, CHAINS, snapshot
 
+from nsbuild.rollout import Outcome, slots
 from nsbuild.rollout import candidate as candidates
 
 pytest_plugins = ["support.builder_fixtures", "rollout.fleet_fixtures"]
@@ -155,27 +156,51 @@ def test_what_becomes_of_a_candidate(
     row = shadow.candidate()
     assert (row.result, row.exit_code, row.diff) == expected
     assert (row.fallback != "") == (row.result == "crashed")
-    told = shadow.state / "differences" / f"{row.decision}.txt"
-    assert told.exists() == (row.result == "different")
-    assert row.result != "different" or "content   made" in told.read_text()
+    assert (told_of(shadow, row) != "") == (row.result == "different")
+    assert row.result != "different" or "content   made" in told_of(shadow, row)
     assert shadow.rows()[0].result == "succeeded"
     shadow.builder.intact()
 
 
-def test_real_apps_and_buildpacks(shadow: Fleet) -> None:
-    """npm's and pip's work differs in paths and in what is derived from them: see docs/rollout.md."""
+@pytest.mark.parametrize("app", CHAINS)
+def test_real_apps_and_buildpacks(shadow: Fleet, app: str) -> None:
+    """pip's and npm's work differs in paths and in what is derived from them: the candidate's is the same.
+
+    But for what runs after a Python that was shipped for the builder's own path: that would fail elsewhere.
+    """
     builder = shadow.builder
-    for pack, app in (("node", NODE), ("inline", "plain")):
-        fresh(builder, app)
-        for path in builder.cache.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    fresh(builder, app)
+    words, env = offline(builder)
+    for number, pack in enumerate(CHAINS[app]):
         copied = builder.site.copy(BUILDPACKS / pack, f"packs/{pack}")
-        builder.names.add("packs")
-        env = {"STACK": "heroku-24", "HOME": str(builder.build)}
-        shadow.compile(pack=copied, env=env, timeout=300).ok()
-        row = shadow.candidate(120)
-        assert (row.result, row.exit_code) == ("same", 0), (pack, row)
-        assert sum(1 for one in shadow.rows() if one.shadow) == (1 if pack == "node" else 2)
+        shadow.compile(*words, pack=copied, env=env, timeout=300).ok()
+        row = shadow.candidate(300)
+        if number and app == "issue-1006":
+            assert row.result == "skipped" and "BUILD_DIR's own path in .heroku/python/bin/" in row.fallback
+        else:
+            assert (row.result, row.exit_code) == ("same", 0), (pack, row, told_of(shadow, row))
+        assert sum(1 for one in shadow.rows() if one.shadow) == number + 1
+        if pack == "python":
+            assert row.diff is not None and row.diff["path only"] > 10, "two Pythons, made in two places"
+        if (copied / "export").exists():
+            words += ["--with-export", copied / "export"]
+
+
+def told_of(fleet: Fleet, row: Outcome) -> str:
+    """What is kept of a candidate for people."""
+    told = fleet.state / "candidates" / f"{row.decision}.txt"
+    return told.read_text() if told.exists() else ""
+
+
+def test_why_a_candidate_was_not_built_can_be_read(shadow: Fleet) -> None:
+    """The end of what it has printed, however much that is; its standard input is empty."""
+    noise = 'head -c 3000000 /dev/zero | tr "\\0" x | fold -w 99; echo; printf "a\\377b\\n"'
+    shadow.builder.pack(f'[ "$1" != /app ] || {{ {noise}; echo "[$(cat)$(readlink /proc/self/fd/0)]" >&2; exit 3; }}')
+    result = shadow.compile().ok()
+    assert (result.out, result.err) == (b"", "")
+    lines = told_of(shadow, shadow.candidate()).splitlines()
+    assert lines[-2:] == ["a\\xffb", "[/dev/null]"] and set(lines[:-3]) == {"x" * 99}
+    assert 500 < len(lines) < 1000
 
 
 def test_failing_in_both(shadow: Fleet) -> None:
@@ -199,7 +224,7 @@ def test_a_kernel_that_refuses_the_candidate(shadow: Fleet) -> None:
     result = shadow.compile(prepare=no_user_namespaces).ok()
     assert result.err == "" and (shadow.builder.build / "made").exists()
     row = shadow.candidate()
-    assert (row.result, row.exit_code) == ("failed", 125) and "max_user_namespaces" in row.fallback
+    assert row.result == "skipped" and "max_user_namespaces" in row.fallback
 
 
 def test_a_disk_without_room_for_copies_costs_only_the_shadow(shadow: Fleet) -> None:
@@ -210,7 +235,50 @@ def test_a_disk_without_room_for_copies_costs_only_the_shadow(shadow: Fleet) -> 
     shadow.builder.own(shadow.builder.state)
     result = shadow.compile().ok()
     assert "there will be no shadow" in result.err and len(result.err.splitlines()) == 1
-    assert sorted((row.result, row.shadow) for row in shadow.rows()) == [("crashed", True), ("succeeded", False)]
+    assert sorted((row.result, row.shadow) for row in shadow.rows()) == [("skipped", True), ("succeeded", False)]
+    assert (
+        "copies: File exists" in shadow.builder.nsbuild("rollout", "status", "--rollout", shadow.flags).ok().text
+    )
+
+
+def test_only_so_many_candidates_are_at_work_at_once(shadow: Fleet) -> None:
+    """One too many is skipped, at no cost to its build, and said in the ledger; the end of one makes room."""
+    builder = shadow.builder
+    builder.pack('[ "$1" != /app ] || while [ ! -e /go/on ]; do sleep 0.05; done')
+    go = builder.site.mkdir("go")
+    builder.names.add("go")
+    for _ in range(slots.most()):
+        shadow.compile("--bind", f"{go}:/go").ok()
+    result = shadow.compile("--bind", f"{go}:/go").ok()
+    assert (result.out, result.err) == (b"", "")
+    (row,) = (row for row in shadow.rows() if row.shadow)
+    assert row.result == "skipped" and f"{slots.most()} candidates are at work" in row.fallback
+    assert result.record["rollout"]["shadow"]["problem"] == row.fallback
+    (go / "on").touch()
+    shadow.candidate()
+    shadow.compile("--bind", f"{go}:/go").ok()
+    assert shadow.candidate().result == "same"
+    assert [row.result for row in shadow.rows() if row.shadow].count("skipped") == 1
+
+
+def test_a_call_of_a_chain_that_cannot_be_repeated_elsewhere_is_skipped(shadow: Fleet) -> None:
+    """What the buildpack before it has left works where the builder builds, and nowhere else."""
+    builder = shadow.builder
+    first = builder.pack('printf "#!%s/sh\\n" "$1" > "$1/tool"; chmod 755 "$1/tool"; cp /bin/sh "$1/sh"', "first")
+    second = builder.pack('"$1/tool"; cp "$1/tool" "$1/again"', "second")
+    for pack, result in ((first, "same"), (second, "skipped")):
+        shadow.compile(pack=pack).ok()
+        row = shadow.candidate()
+        assert row.result == result, (row, told_of(shadow, row))
+    assert row.fallback.startswith("buildpacks before it have left BUILD_DIR's own path in tool (shebang)")
+    builder.site.write("export", f'export PATH="{builder.build}:$PATH"')
+    (builder.build / "tool").unlink()
+    (builder.build / "again").unlink()
+    third = builder.pack('echo > "$1/third"', "third")
+    for words, result in ((("--with-export", builder.path / "export"), "skipped"), ((), "same")):
+        shadow.compile(*words, pack=third).ok()
+        assert shadow.candidate().result == result
+    builder.names.add("export")
 
 
 def test_a_candidate_that_is_killed_leaves_what_gc_removes(shadow: Fleet) -> None:

@@ -48,7 +48,7 @@ def test_every_build_is_counted_once_under_the_path_that_was_decided(tmp_path: P
     namespace = found.shipped["namespace"]
     assert namespace.results == {"succeeded": 1, "failed": 1, "fallback": 1, "rescued": 1}
     assert (namespace.leaking, namespace.boots) == (1, {"passed": 1, "failed": 1})
-    assert found.candidates == {"same": 1, "different": 0, "failed": 1, "crashed": 0, "timed out": 0}
+    assert found.candidates == {"same": 1, "different": 0, "failed": 1, "crashed": 0, "timed out": 0, "skipped": 0}
     assert found.fallbacks == (("no user namespaces", 1),)
     assert (found.first, found.last) == (1001.0, 2000.0)
 
