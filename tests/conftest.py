@@ -18,6 +18,12 @@ from support.rooms import WAYS, Room, reason_against
 SANDBOX = Path(__file__).parent / "sandbox"
 
 
+def pytest_configure() -> None:
+    """A shell without job control starts what is in its background with these ignored, and so would all we start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """No process, descriptor or mount of a sandbox test outlives it: orphans come to us, and are counted."""
