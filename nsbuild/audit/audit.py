@@ -80,7 +80,8 @@ def audit(
         auditor = Auditor(str(path), matcher, run_path=slug.run_path, on_stack=starts)
         if root is None:
             auditor.problem(MARKER, f"names a stack root that is not here, {slug.stack_root}: {_UNASKED}")
-        audit_directory(auditor, slug.directory, lambda file, info: writers.get(file, ""), unlock=slug.ours)
+        wrote = (lambda file, changed: writers.get(file, "")) if writers else None
+        audit_directory(auditor, slug.directory, wrote, unlock=slug.ours)
     report = auditor.finish()
     if waivers:
         apply_waivers(report, waivers, options.today or datetime.date.today())

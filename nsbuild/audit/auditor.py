@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from nsbuild.audit import kinds
 from nsbuild.audit.decode import container
 from nsbuild.audit.file import FileAudit, symlink_findings
 from nsbuild.audit.finding import Finding, Problem, Report
 from nsbuild.audit.needles import Matcher
+
+
+@dataclass
+class Collected:
+    """What an auditor knows. Two that have seen different entries make one by `add`."""
+
+    findings: list[Finding] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    files: int = 0
+    bytes: int = 0
+    entries: set[str] = field(default_factory=set)
+    links: dict[str, str] = field(default_factory=dict)
+    interpreters: list[tuple[str, str, str]] = field(default_factory=list)
+    """(script, interpreter, who wrote the script)"""
+
+    def add(self, other: Collected) -> None:
+        self.findings += other.findings
+        self.problems += other.problems
+        self.files += other.files
+        self.bytes += other.bytes
+        self.entries |= other.entries
+        self.links |= other.links
+        self.interpreters += other.interpreters
 
 
 class Auditor:
@@ -29,13 +52,15 @@ class Auditor:
         on_stack: Callable[[str], bool | None] = lambda path: None,
     ) -> None:
         self.matcher = matcher
-        self.report = Report(path)
+        self.collected = Collected()
+        self._path = path
         self._run_path = run_path
         self._on_stack = on_stack
-        self._entries: set[str] = set()
-        self._links: dict[str, str] = {}
-        self._interpreters: list[tuple[str, str, str]] = []
         self._last = ("", "")
+
+    def another(self) -> Auditor:
+        """One for another part of the same slug, that has seen nothing yet."""
+        return Auditor(self._path, self.matcher, run_path=self._run_path, on_stack=self._on_stack)
 
     def writer(self, path: str, name: str) -> None:
         """Who wrote an entry last, to be told before the entry itself; empty when nobody knows."""
@@ -43,11 +68,11 @@ class Auditor:
 
     def directory(self, path: str) -> None:
         """A directory is only a name."""
-        self._entries.add(path)
+        self.collected.entries.add(path)
 
     def symlink(self, path: str, target: str) -> None:
-        self._entries.add(path)
-        self._links[path] = target
+        self.collected.entries.add(path)
+        self.collected.links[path] = target
         self._add(symlink_findings(self.matcher, path, target))
 
     def whole(self, path: str, data: bytes, *, executable: bool) -> None:
@@ -57,9 +82,9 @@ class Auditor:
             file.feed(data)
             self.done(path, file)
         else:
-            self.report.files += 1
-            self._entries.add(path)
-        self.report.bytes += len(data)
+            self.collected.files += 1
+            self.collected.entries.add(path)
+        self.collected.bytes += len(data)
 
     def file(self, path: str, *, executable: bool) -> FileAudit:
         """For a file that comes in blocks: feed it, then hand it to `done`."""
@@ -67,34 +92,36 @@ class Auditor:
 
     def done(self, path: str, file: FileAudit) -> None:
         """All blocks of a file have been fed."""
-        self.report.files += 1
-        self._entries.add(path)
+        self.collected.files += 1
+        self.collected.entries.add(path)
         findings, problems = file.close()
         self._add(findings)
-        self.report.problems += problems
+        self.collected.problems += problems
         if file.interpreter:
-            self._interpreters.append((path, file.interpreter, self._last[1]))
+            self.collected.interpreters.append((path, file.interpreter, self._last[1]))
 
     def problem(self, path: str, reason: str) -> None:
         """Something that could not be read."""
-        self.report.problems.append(Problem(path, reason))
+        self.collected.problems.append(Problem(path, reason))
 
     def _add(self, findings: Iterable[Finding]) -> None:
         path, name = self._last
-        self.report.findings += [replace(one, writer=name) if one.file == path else one for one in findings]
+        self.collected.findings += [replace(one, writer=name) if one.file == path else one for one in findings]
 
     def finish(self) -> Report:
         """The report, sorted."""
-        known = {(one.file, one.kind) for one in self.report.findings}
-        for path, interpreter, writer in self._interpreters:
+        report = Report(self._path, self.collected.findings, self.collected.problems)
+        report.files, report.bytes = self.collected.files, self.collected.bytes
+        known = {(one.file, one.kind) for one in report.findings}
+        for path, interpreter, writer in self.collected.interpreters:
             kind = self._interpreter_kind(interpreter)
             if kind and (path, "shebang") not in known:
                 about = kinds.KINDS[kind]
-                self.report.findings.append(
+                report.findings.append(
                     Finding(path, kind, about.severity, interpreter, about.effect, offset=2, writer=writer)
                 )
-        self.report.sort()
-        return self.report
+        report.sort()
+        return report
 
     def _interpreter_kind(self, interpreter: str) -> str:
         """What is wrong with a script's interpreter, if anything is known to be."""
@@ -107,11 +134,11 @@ class Auditor:
 
     def _in_slug(self, path: str, hops: int = 40) -> bool:
         """Whether a path leads to something, through links within the slug; links out of it are taken on trust."""
-        if path in self._entries and path not in self._links:
+        if path in self.collected.entries and path not in self.collected.links:
             return True
         parts = path.split("/")
         for count in range(1, len(parts) + 1):
-            link = self._links.get("/".join(parts[:count]))
+            link = self.collected.links.get("/".join(parts[:count]))
             if link is None:
                 continue
             if hops == 0:

@@ -82,12 +82,12 @@ def elf_paths(data: bytes) -> Iterator[tuple[str, str]]:
 
 
 _TAR_MAGIC = re.compile(rb"ustar[ \0]")
-_FIRST = (b"P", b"\x1f", b"B", b"\xfd", b"\x28")
+_FIRST = frozenset(b"P\x1fB\xfd\x28")
 
 
 def container(head: bytes) -> str:
     """`zip`, `gzip`, `tar` (also bzip2, xz, zstd: `compressed`) by what a file begins with, or ``."""
-    if head[:1] not in _FIRST and not _TAR_MAGIC.match(head, 257):
+    if not head or (head[0] not in _FIRST and not head.startswith(b"ustar", 257)):
         return ""  # nearly every file
     if head.startswith(b"PK\x03\x04"):
         return "zip"

@@ -85,11 +85,11 @@ class SlugAudit:
 
     def directory(self, path: str) -> None:
         """For a slug that is not archived."""
-        audit_directory(self._auditor, path, lambda name, info: self._writers.of(info.st_ctime), unlock=True)
+        audit_directory(self._auditor, path, lambda name, changed: self._writers.of(changed), unlock=True)
 
     def _feed(self, file: FileAudit, piece: bytes) -> None:
         file.feed(piece)
-        self._auditor.report.bytes += len(piece)
+        self._auditor.collected.bytes += len(piece)
 
     def _close(self) -> None:
         if self._open is not None:

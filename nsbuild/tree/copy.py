@@ -249,19 +249,28 @@ def open_regular(dir_fd: int, name: str, *, unlock: bool = False) -> int:
 
     Raises OSError, ESTALE when something else has been put in its place; then nothing blocks.
     """
+    fd = open_whatever(dir_fd, name, unlock=unlock)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.ESTALE, "File was replaced while it was copied")
+    return fd
+
+
+def open_whatever(dir_fd: int, name: str, *, unlock: bool = False) -> int:
+    """As `open_regular`, but whatever is there now, if not a link. A FIFO blocks neither this nor a read.
+
+    Raises OSError.
+    """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
     try:
-        fd = os.open(name, flags | os.O_NOFOLLOW, dir_fd=dir_fd)
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=dir_fd)
     except PermissionError:
         if not unlock:
             raise
         mode = stat.S_IMODE(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
         fd = open_unlocked(dir_fd, name, flags, 0o400)
         os.fchmod(fd, mode)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.ESTALE, "File was replaced while it was copied")
-    return fd
+        return fd
 
 
 def copy_contents(source: int, target: int, info: os.stat_result) -> None:

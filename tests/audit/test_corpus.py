@@ -300,7 +300,7 @@ def test_who_wrote_it(build: Path) -> None:
 
     text(build / "by/somebody", str(build))
     auditor = Auditor("x", Matcher(needles_for([str(build)])))
-    audit_directory(auditor, str(build), lambda path, info: "heroku/python" if path.startswith("by/") else "")
+    audit_directory(auditor, str(build), lambda path, changed: "heroku/python" if path.startswith("by/") else "")
     written: list[Finding] = [one for one in auditor.finish().findings if one.file == "by/somebody"]
     assert [one.writer for one in written] == ["heroku/python"]
 

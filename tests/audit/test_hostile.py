@@ -21,7 +21,7 @@ from nsbuild.audit.audit import AuditOptions, audit
 from nsbuild.audit.file import KEPT, FileAudit
 from nsbuild.audit.finding import Report
 from nsbuild.audit.members import Budget
-from nsbuild.tree.copy import open_regular
+from nsbuild.tree.copy import open_whatever
 
 PLACE = "/tmp/build_4f2a9c3d"
 OPTIONS = AuditOptions(paths=[PLACE])
@@ -130,7 +130,7 @@ def test_a_file_that_vanishes_or_shrinks(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "b").write_text("x")
     (tmp_path / "c").write_bytes(bytes(3 << 20))
     auditor = Auditor("x", Matcher(needles_for([PLACE])))
-    real = open_regular
+    real = open_whatever
 
     def meanwhile(fd: int, name: str, *, unlock: bool) -> int:
         if name == "a":
@@ -139,9 +139,23 @@ def test_a_file_that_vanishes_or_shrinks(tmp_path: Path, monkeypatch: pytest.Mon
             os.truncate(tmp_path / "c", 1 << 20)
         return real(fd, name, unlock=unlock)
 
-    monkeypatch.setattr("nsbuild.audit.directory.open_regular", meanwhile)
+    monkeypatch.setattr("nsbuild.audit.directory.open_whatever", meanwhile)
     audit_directory(auditor, str(tmp_path))
-    assert reasons(auditor.finish()) == {"c": "shrank while it was audited"}
+    assert reasons(auditor.finish()) == {"b": "vanished while it was audited", "c": "shrank while it was audited"}
+
+
+def test_a_file_in_whose_place_is_a_fifo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("x")
+
+    def meanwhile(fd: int, name: str, *, unlock: bool) -> int:
+        (tmp_path / "a").unlink()
+        os.mkfifo(tmp_path / "a")
+        return open_whatever(fd, name, unlock=unlock)
+
+    monkeypatch.setattr("nsbuild.audit.directory.open_whatever", meanwhile)
+    auditor = Auditor("x", Matcher(needles_for([PLACE])))
+    audit_directory(auditor, str(tmp_path))
+    assert reasons(auditor.finish()) == {"a": "cannot be read: Illegal seek"}
 
 
 def test_a_file_that_grows_ends(tmp_path: Path) -> None:

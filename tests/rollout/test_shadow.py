@@ -236,9 +236,7 @@ def test_a_disk_without_room_for_copies_costs_only_the_shadow(shadow: Fleet) -> 
     result = shadow.compile().ok()
     assert "there will be no shadow" in result.err and len(result.err.splitlines()) == 1
     assert sorted((row.result, row.shadow) for row in shadow.rows()) == [("skipped", True), ("succeeded", False)]
-    assert (
-        "copies: File exists" in shadow.builder.nsbuild("rollout", "status", "--rollout", shadow.flags).ok().text
-    )
+    assert "copies: File exists" in shadow.builder.nsbuild("rollout", "status", "--rollout", shadow.flags).ok().text
 
 
 def test_only_so_many_candidates_are_at_work_at_once(shadow: Fleet) -> None:

@@ -1,0 +1,140 @@
+"""Processes that share the reading: they are forked, and whichever is idle takes the next batch of files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, NoReturn, Self
+
+_ROOM = 1 << 17
+"""Bytes that a batch may have on its way. 64 of the longest names are half of it."""
+
+
+Entry = tuple[str, int, int, int, float]
+"""A regular file, by lstat: name, mode, size, blocks of 512 bytes, ctime in seconds."""
+
+
+Part = tuple[str, list[Entry]]
+"""Files of one directory, whose path from the top of the slug comes first."""
+FDS = 16
+"""Directories in a batch at most. SCM_MAX_FD of the kernel is 253; a process may have few left."""
+
+
+class Workers:
+    """`work(part, dir_fd)` is done for each part of a batch by one of `count` processes forked now, or here. Each
+    of them calls `begin()` first, and hands back what `result()` is at the end.
+
+    Only for a process of one thread.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        begin: Callable[[], None],
+        work: Callable[[Part, int], None],
+        result: Callable[[], object],
+    ) -> None:
+        self._begin, self._work, self._result = begin, work, result
+        # Batches are whole in it, and each is received by one process only.
+        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ours.setblocking(False)  # send_fds of CPython 3.11 passes its flags over
+        self._children: list[tuple[int, int]] = []
+        try:
+            for _ in range(count):
+                self._fork()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Ends those that are left: after `finish` there are none."""
+        self._ours.close()
+        self._theirs.close()
+        for pid, answer in self._children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(answer)
+        self._children.clear()
+
+    def _fork(self) -> None:
+        answer, say = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            self._child(say)
+        os.close(say)
+        self._children.append((pid, answer))
+
+    def _child(self, say: int) -> NoReturn:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)  # the handlers of our caller are about builds
+            self._ours.close()  # else this process would keep itself from seeing the end, when the other is killed
+            try:
+                self._begin()
+                while self._one(self._theirs):
+                    pass
+                answer = self._result()
+            except Exception as error:
+                answer = error
+            with open(say, "wb") as file:
+                pickle.dump(answer, file, pickle.HIGHEST_PROTOCOL)
+        finally:
+            os._exit(0)
+
+    def _one(self, received: socket.socket, flags: int = 0) -> bool:
+        """Do one batch that is on its way; False when there will be no more, or, with MSG_DONTWAIT, is none."""
+        try:
+            data, fds, _, _ = socket.recv_fds(received, _ROOM, FDS, flags)
+        except BlockingIOError:
+            return False
+        if not data:
+            return False
+        try:
+            parts: list[Part] = pickle.loads(data)
+            if len(fds) < len(parts):  # the kernel leaves out what it cannot install
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            for part, fd in zip(parts, fds, strict=True):
+                self._work(part, fd)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def give(self, batch: list[Part], dir_fds: list[int]) -> bool:
+        """Hand a batch on. False when all have enough to do, or it cannot be sent: then it is the caller's."""
+        data = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL)
+        try:
+            return socket.send_fds(self._ours, [data], dir_fds) == len(data)
+        except OSError:
+            return False
+
+    def finish(self) -> list[Any]:
+        """Do what nobody has begun, wait for the others, and return their results.
+
+        Raises what one of them raised; OSError when one was killed.
+        """
+        self._ours.shutdown(socket.SHUT_WR)
+        while self._one(self._theirs, socket.MSG_DONTWAIT):
+            pass
+        results = []
+        while self._children:
+            pid, answer = self._children[-1]
+            with open(answer, "rb", closefd=False) as file:
+                data = file.read()
+            self._children.pop()
+            os.close(answer)
+            os.waitpid(pid, 0)
+            if not data:
+                raise OSError(errno.ECANCELED, "A process that read for the audit was killed")
+            result = pickle.loads(data)
+            if isinstance(result, Exception):
+                raise result
+            results.append(result)
+        return results

@@ -1,0 +1,177 @@
+"""A large directory is read by several processes: they find what one finds, and none outlives the audit."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from support.processes import children, eventually
+
+from nsbuild.audit import Auditor, Matcher, Report, audit_directory, needles_for
+from nsbuild.audit.directory import Writer
+from nsbuild.audit.workers import Part, Workers
+from nsbuild.cli import main
+
+PLACE = "/tmp/build_4f2a9c3d"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """3,000 files; every tenth holds a leak of one kind or another."""
+    for number in range(100):
+        directory = tmp_path / f"tree/{number % 7}/{number}"
+        directory.mkdir(parents=True)
+        for name in range(30):
+            text = f"#!{PLACE}/bin/python\n" if name == 3 else f"{number} " * name
+            (directory / f"{name}.py").write_text(text + (PLACE if name % 10 == 7 else ""))
+            (directory / f"{name}.py").chmod(0o755 if name == 3 else 0o644)
+        (directory / "\udcff\udcfe").write_text(PLACE)
+        (directory / "script").write_text(f"#!/app/{number % 7}/{number + number % 2}/0.py\n")
+        (directory / "script").chmod(0o755)
+        (directory / "link").symlink_to(PLACE)
+        os.link(directory / "7.py", directory / "again")
+    (tmp_path / "tree/big").write_bytes(bytes(9 << 20) + PLACE.encode())
+    shut = tmp_path / "tree/shut"
+    shut.mkdir()
+    (shut / "in it").write_text(PLACE)
+    (shut / "in it").chmod(0)
+    shut.chmod(0)
+    return tmp_path / "tree"
+
+
+def report(tree: Path, processes: int, monkeypatch: pytest.MonkeyPatch, writer: Writer | None = None) -> Report:
+    monkeypatch.setattr("nsbuild.audit.directory.PROCESSES", processes)
+    auditor = Auditor("x", Matcher(needles_for([PLACE])))
+    audit_directory(auditor, str(tree), writer, unlock=True)
+    return auditor.finish()
+
+
+def test_several_find_what_one_finds(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def writer(path: str, changed: float) -> str:
+        return path if changed > 0 else ""
+
+    forked: list[int] = []
+    fork = os.fork
+
+    def counted() -> int:
+        forked.append(fork())
+        return forked[-1]
+
+    monkeypatch.setattr(os, "fork", counted)
+    one = report(tree, 1, monkeypatch, writer)
+    assert not forked
+    assert report(tree, 3, monkeypatch, writer) == one
+    assert len(forked) == 2 and not children()
+    assert one.files == 100 * 32 + 2
+    assert len(one.findings) == 100 * 6 + 2 + 50  # 3.py, 7, 17, 27, one not in UTF-8, link; an interpreter of 50
+    assert {finding.writer for finding in one.findings} == {finding.file for finding in one.findings}
+    assert not one.problems
+    assert (tree / "shut").stat().st_mode & 0o777 == 0
+
+
+def test_a_process_of_threads_does_not_fork(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        assert report(tree, 3, monkeypatch).files == 100 * 32 + 2
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_few_descriptors(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = report(tree, 3, monkeypatch)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 48, hard))
+    try:
+        assert report(tree, 3, monkeypatch) == whole
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def some(fd: int, workers: Workers) -> int:
+    """Gives batches until the others have taken some."""
+    given = 0
+    for number in range(1000):
+        given += workers.give([(str(number), [("x" * 200, 0, 0, 0, 0.0)] * 40)], [fd])
+    return given
+
+
+def test_each_batch_is_done_once(tmp_path: Path) -> None:
+    done: list[tuple[str, int]] = []
+    here = os.open(tmp_path, os.O_RDONLY)
+    with Workers(2, done.clear, lambda part, fd: done.append((part[0], os.getpid())), lambda: done) as workers:
+        given = some(here, workers)
+        for result in workers.finish():
+            done += result
+    assert len(done) == given == len({name for name, _ in done})
+    assert {pid for _, pid in done} - {os.getpid()}
+    os.close(here)
+
+
+def test_what_goes_wrong_elsewhere_is_raised_here(tmp_path: Path) -> None:
+    me, here = os.getpid(), os.open(tmp_path, os.O_RDONLY)
+
+    def work(part: Part, fd: int) -> None:
+        if os.getpid() != me:
+            raise ValueError("as it was written there")
+
+    with Workers(2, lambda: None, work, lambda: None) as workers, pytest.raises(ValueError, match="written there"):
+        some(here, workers)
+        workers.finish()
+    assert not children()
+    os.close(here)
+
+
+def test_an_audit_whose_helper_is_killed_says_so(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nsbuild.audit.directory.PROCESSES", 2)
+    monkeypatch.setattr(
+        "nsbuild.audit.directory._Reading._begin", lambda reading: os.kill(os.getpid(), signal.SIGKILL)
+    )
+    assert main(["audit", "--path", PLACE, str(tree)]) == 2
+    assert "was killed" in capsys.readouterr().err
+
+
+def test_those_of_a_killed_process_end() -> None:
+    code = """
+import os, signal
+from nsbuild.audit.workers import Workers
+workers = Workers(3, lambda: None, lambda part, fd: None, lambda: None)
+print(*(pid for pid, _ in workers._children), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    pids = ended.stdout.split()
+    assert ended.returncode == -signal.SIGKILL and len(pids) == 3
+    assert eventually(lambda: not any(running(pid) for pid in pids), 5)
+
+
+def running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_one_that_is_interrupted_takes_them_along(tmp_path: Path) -> None:
+    here = os.open(tmp_path, os.O_RDONLY)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Workers(3, lambda: None, lambda part, fd: time.sleep(60), lambda: None) as workers,
+    ):
+        workers.give([("", [])], [here])
+        raise KeyboardInterrupt
+    assert not children()
+    os.close(here)
