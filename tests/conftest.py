@@ -19,9 +19,10 @@ SANDBOX = Path(__file__).parent / "sandbox"
 
 
 def pytest_configure() -> None:
-    """A shell without job control starts what is in its background with these ignored, and so would all we start."""
+    """A shell without job control, and nohup, start what is in the background with these ignored, and so would we."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
