@@ -34,14 +34,14 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """`path` is one of PATHS, `reason` one of REASONS.
+class Settled:
+    """What was decided for an app, and by what. `path` is one of PATHS, `reason` one of REASONS.
 
     `rule` is the variant that the rules gave, empty but for the reason `rule`. `bucket` is the app's, 0 to 9999, None
     where no flags were read. `flags` is the digest of the flags file that counted, `sha256:...`, empty without one.
     `share` is the chance, 0 to 1, that this decision gave the namespace to an app whose bucket is not known: the
     percentage in force. The guard compares by it. None where the bucket had no say.
-    `problem` is a sentence about the flags, empty when all is well. `attributes` are strings, `buildpacks` a tuple.
+    `problem` is a sentence about the flags, empty when all is well.
     """
 
     app: str
@@ -52,24 +52,22 @@ class Decision:
     flags: str = ""
     problem: str = ""
     share: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision(Settled):
+    """With the questions that led to it. `attributes` are strings, `buildpacks` a tuple."""
+
     attributes: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
 
 
-@dataclass(frozen=True)
-class Decided:
-    """A decision as the ledger has it. `decided` is in seconds since 1970."""
+@dataclass(frozen=True, kw_only=True)
+class Decided(Settled):
+    """As the ledger has it. `decided` is in seconds since 1970."""
 
     id: str
-    app: str
-    path: str
-    reason: str
     decided: float
-    rule: str = ""
-    bucket: int | None = None
-    flags: str = ""
-    problem: str = ""
-    share: float | None = None
     host: str = ""
     stack: str = ""
     team: str = ""

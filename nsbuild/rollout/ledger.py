@@ -11,13 +11,14 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from nsbuild.errors import Refused
 from nsbuild.rollout import spool
-from nsbuild.rollout.decision import Decided, Decision, Mark, Outcome
+from nsbuild.rollout.decision import Decided, Decision, Mark, Outcome, Settled
 from nsbuild.rollout.schema import MIGRATIONS, TABLES, NewerLedger, Row, as_row, from_row, insert, migrate, table_of
 from nsbuild.tree.flock import flock_within
 
@@ -82,16 +83,9 @@ class Ledger:
 
         buildpacks = attributes.get("buildpacks", ())
         made = Decided(
+            **{field.name: getattr(decision, field.name) for field in fields(Settled)},
             id=os.urandom(16).hex(),
-            app=decision.app,
-            path=decision.path,
-            reason=decision.reason,
             decided=time.time(),
-            rule=decision.rule,
-            bucket=decision.bucket,
-            flags=decision.flags,
-            problem=decision.problem,
-            share=decision.share,
             host=text("host"),
             stack=text("stack"),
             team=text("team"),

@@ -35,40 +35,36 @@ class Asked(Value):
 class Noted:
     """The decision for this build, made and in the ledger; its outcomes go there with `outcome`.
 
-    `told` is what a record says of it. Where the kill switch is thrown nothing is imported, read or written for it
-    before the build has ended. `say` gets a sentence when a person should know something.
+    `told` is what a record says of it. Where the kill switch is thrown that is all: nothing is imported, read or
+    written, so nothing that is wrong with a rollout can cost a build anything. `say` gets a sentence when a person
+    should know something.
     """
 
     def __init__(
         self, asked: Asked, attributes: Mapping[str, Any], say: Callable[[str], None], told: dict[str, Any]
     ) -> None:
         """Raises UsageError for an app, attribute or path that is none."""
-        self._asked = asked
-        self._attributes = attributes
         self._say = say
         self._decided: Decided | None = None
         self.told = told
         self.path = "direct"
-        self._killed = killed(asked.flags)
-        if not self._killed:
-            self._decide()
+        if why := killed(asked.flags):
+            told |= {"app": asked.app, "path": self.path, "reason": "kill", "problem": f"{why}."}
+        else:
+            self._decide(asked, attributes)
 
     @property
     def reason(self) -> str:
         """Why it was decided so, a clause for people."""
-        return f"the rollout's decision ({self.told.get('reason', 'kill')})"
+        return f"the rollout's decision ({self.told['reason']})"
 
-    def _decide(self) -> Decided:
-        from nsbuild.rollout.decide import Source, attributes_of, decide
+    def _decide(self, asked: Asked, attributes: Mapping[str, Any]) -> None:
+        from nsbuild.rollout.decide import attributes_of
         from nsbuild.rollout.source import choose
 
-        asked = self._asked
-        attributes = {**self._attributes, **attributes_of(asked.attributes)}
+        attributes = {**attributes, **attributes_of(asked.attributes)}
         ledger, state = _ledger(self._say)
-        if self._killed:
-            decision = decide(asked.app, attributes, Source(None), kill=self._killed)
-        else:
-            decision = choose(asked.flags, asked.app, attributes, override=asked.path, state=state)
+        decision = choose(asked.flags, asked.app, attributes, override=asked.path, state=state)
         self.path = decision.path
         if decision.problem:
             self._say(f"rollout: {decision.problem}")
@@ -83,20 +79,14 @@ class Noted:
             "flags": decision.flags,
             "problem": decision.problem,
         }
-        return self._decided
 
     def outcome(self, arm: str, result: str, *, started: float, seconds: float, **more: Any) -> None:
         """How the build that was shipped went, for the ledger, which never makes this raise, and what is told."""
-        from nsbuild.errors import NsbuildError
-
-        try:
-            decided = self._decided or self._decide()
-        except NsbuildError as error:  # of a killed one, looked at only now: its build is over
-            self._say(f"A rollout record is lost: {error}")
-            return
         self.told["result"] = result
         self.told |= {name: value for name, value in more.items() if name != "diff"}
-        _ledger(self._say)[0].record(decided.outcome(arm, result, started=started, seconds=seconds, **more))
+        if self._decided is not None:
+            made = self._decided.outcome(arm, result, started=started, seconds=seconds, **more)
+            _ledger(self._say)[0].record(made)
 
     def as_plain(self) -> dict[str, Any]:
         """The decision for another process, as `candidate_outcome` takes it."""

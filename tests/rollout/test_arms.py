@@ -88,8 +88,8 @@ def test_what_a_builder_waits_for(fleet: Fleet) -> None:
     fleet.flags.write_text("{broken")
     fleet.flags.with_name("flags.json.kill").touch()
     before, names = imported_before(fleet, *fleet.words())
-    assert "nsbuild.rollout.kill" in before and "nsbuild.rollout.ledger" in names
-    assert not {"dataclasses", "sqlite3", "json", "nsbuild.rollout.decide", "openfeature"} & before
+    assert "nsbuild.rollout.kill" in before
+    assert not {"dataclasses", "sqlite3", "json", "nsbuild.rollout.decide", "openfeature"} & names
 
 
 def test_a_kill_works_with_a_broken_flags_file(fleet: Fleet) -> None:
@@ -98,16 +98,20 @@ def test_a_kill_works_with_a_broken_flags_file(fleet: Fleet) -> None:
     fleet.flags.with_name("flags.json.kill").touch()
     result = fleet.compile().ok()
     assert (result.err, result.record["path"]) == ("err\n", "direct")
-    assert (fleet.only().reason, fleet.decisions()) == ("kill", ["direct"])
     result = fleet.compile("--path", "namespace").ok()
-    assert result.record["rollout"]["reason"] == "kill"
+    told = result.record["rollout"]
+    assert (told["path"], told["reason"], told["result"]) == ("direct", "kill", "succeeded")
+    assert told["problem"] == f"{fleet.flags}.kill exists."
 
 
-def test_what_is_wrong_beside_a_kill_costs_the_record_and_not_the_build(fleet: Fleet) -> None:
+def test_nothing_that_is_wrong_with_a_rollout_reaches_a_killed_build(fleet: Fleet) -> None:
+    """Nor does its ledger: one look is all."""
     fleet.builder.pack(TELL)
     fleet.flags.with_name("flags.json.kill").touch()
-    result = fleet.compile("--attr", "team").ok()
-    assert result.out == b"out\n" and "A rollout record is lost: --attr 'team' is no NAME=VALUE" in result.err
+    result = fleet.compile("--attr", "team", env={"NSBUILD_ROLLOUT_STATE": "/proc/nowhere"}).ok()
+    assert (result.out, result.err, result.record["path"]) == (b"out\n", "err\n", "direct")
+    fleet.compile().ok()
+    assert not fleet.state.exists()
 
 
 def test_broken_flags_are_told_and_fail_no_build(fleet: Fleet) -> None:
