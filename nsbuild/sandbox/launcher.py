@@ -177,7 +177,7 @@ class Launcher:
         command = _command(view, argv, env, cwd, tty=tty)
         confinement = None
         if limits is not None:
-            from nsbuild.sandbox.limits import Confinement
+            from nsbuild.sandbox.confinement import Confinement
 
             confinement = Confinement(limits)
             command = command.replace(rlimits=confinement.plan.rlimits, cgroup=confinement.directory)

@@ -247,7 +247,7 @@ def _lock(build_dir: str, state: str) -> int:
 def _run(plan: Plan, workspace: pool.Workspace, state: str, options: WrapOptions) -> Outcome:
     """Attach, launch, give back; the journal and the guardian stand by meanwhile."""
     if options.limits is not None:
-        from nsbuild.sandbox.limits import settle
+        from nsbuild.sandbox.confinement import settle
 
         # Before there is a guardian, which would be a stranger in our cgroup, and keep us from leaving it.
         settle()

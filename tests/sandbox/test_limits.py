@@ -17,7 +17,7 @@ from support import hogs
 from support.processes import ROOT, SOMEBODY, Child, children, eventually, read, write
 from support.rooms import ENV, PYTHON, Room, filesystem
 
-from nsbuild.sandbox import Launcher, LaunchError, Outcome, limits
+from nsbuild.sandbox import Launcher, LaunchError, Outcome, confinement, delegation
 from nsbuild.sandbox.limits import Facts, Limits, Plan, oom_sentence
 
 MIB = 1 << 20
@@ -55,8 +55,8 @@ def launch(room: Room, code: str, given: Limits, before: Callable[[], None]) -> 
 
 def without_cgroup() -> None:
     """In a child: a host that delegates nothing, whatever this one does. RLIMIT_NPROC is as the kernel has it."""
-    facts = limits.read_facts().replace(place="", refusal="for the test", controllers=(), on_v1=())
-    limits.read_facts = lambda proc="": facts
+    facts = delegation.read_facts().replace(place="", refusal="for the test", controllers=(), on_v1=())
+    confinement.__dict__["read_facts"] = lambda proc="": facts
 
 
 def test_memory_of_each_process_is_bounded(room: Room) -> None:
@@ -102,7 +102,7 @@ def test_reserved_addresses_are_not_memory(simple: Room) -> None:
 
 def test_a_fork_bomb_is_bounded_whatever_else_the_user_runs(room: Room) -> None:
     """pid 1, Python and 18 more: the user's 30 processes outside are not counted."""
-    if not limits.read_facts().nproc_by_namespace:
+    if not delegation.read_facts().nproc_by_namespace:
         pytest.skip("before Linux 5.14 RLIMIT_NPROC counts everything the user runs")
     others = [subprocess.Popen(["sleep", "60"], user=room.uid if ROOT else None) for _ in range(30)]
     try:
@@ -159,9 +159,9 @@ def test_without_limits_nothing_of_it_is_loaded(simple: Room) -> None:
     view = simple.view()
 
     def action(launcher: Launcher) -> tuple[bool, Outcome]:
-        sys.modules.pop("nsbuild.sandbox.limits")
+        sys.modules.pop("nsbuild.sandbox.confinement")
         outcome = launcher.launch(view, ["true"], env=ENV)
-        return "nsbuild.sandbox.limits" in sys.modules, outcome
+        return "nsbuild.sandbox.confinement" in sys.modules, outcome
 
     loaded, outcome = simple.run(action)
     assert not loaded
@@ -188,12 +188,12 @@ class Delegated:
     def counting_only(self) -> None:
         """As `enter`, and a cgroup is made though no controller is there."""
         self.enter()
-        limits.plan = counting
+        confinement.__dict__["plan"] = counting
 
     def alone(self) -> None:
         """In the cgroup itself, so that it has to be left for a leaf."""
         write(f"{self.path}/cgroup.procs", str(os.getpid()))
-        limits.plan = counting
+        confinement.__dict__["plan"] = counting
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def delegated() -> Iterator[Delegated]:
     for name in left:
         os.rmdir(f"{path}/{name}")
     os.rmdir(path)
-    assert not [name for name in left if name.startswith(limits.LAUNCH)], "a launch's cgroup was left"
+    assert not [name for name in left if name.startswith(confinement.LAUNCH)], "a launch's cgroup was left"
 
 
 def already_there() -> None:
@@ -228,7 +228,7 @@ def controlled(request: pytest.FixtureRequest) -> Callable[[], None]:
         controllers = read(f"{delegated.path}/cgroup.controllers").split()
         enter = delegated.enter
     else:
-        facts = limits.read_facts()
+        facts = delegation.read_facts()
         if not facts.place or facts.move:
             pytest.skip(f"not started in a leaf of a delegated cgroup: {facts.refusal or facts.place}")
         controllers = list(facts.controllers)
@@ -250,7 +250,7 @@ while time.process_time() < end:
     assert outcome.exit_code == 0
     one, two = text.splitlines()
     assert one == two
-    assert one.startswith(f"0::{delegated.path.removeprefix(UNIFIED)}/{limits.LAUNCH}")
+    assert one.startswith(f"0::{delegated.path.removeprefix(UNIFIED)}/{confinement.LAUNCH}")
     assert outcome.usage is not None
     assert outcome.usage.source == "cgroup v2"
     assert outcome.usage.user_seconds + outcome.usage.system_seconds > 0.2
@@ -264,14 +264,14 @@ def test_a_launcher_alone_in_its_cgroup_goes_into_a_leaf(room: Room, delegated: 
         return read("/proc/self/cgroup").splitlines()[-1], outcome
 
     own, outcome = room.run(action, before=delegated.alone)
-    assert own == f"0::{delegated.path.removeprefix(UNIFIED)}/{limits.LEAF}"
+    assert own == f"0::{delegated.path.removeprefix(UNIFIED)}/{confinement.LEAF}"
     assert outcome.usage is not None
     assert outcome.usage.source == "cgroup v2"
 
 
 def test_a_stranger_is_left_alone(simple: Room, delegated: Delegated) -> None:
     def action(launcher: Launcher) -> tuple[str, Outcome]:
-        return limits.read_facts().refusal, launcher.launch(simple.view(), ["true"], env=ENV, limits=Limits())
+        return delegation.read_facts().refusal, launcher.launch(simple.view(), ["true"], env=ENV, limits=Limits())
 
     stranger = subprocess.Popen(["sleep", "60"])
     try:
@@ -284,7 +284,7 @@ def test_a_stranger_is_left_alone(simple: Room, delegated: Delegated) -> None:
     assert f"not ours ({stranger.pid} sleep)" in refusal
     assert outcome.usage is not None
     assert outcome.usage.source == "rusage"
-    assert os.listdir(delegated.path).count(limits.LEAF) == 0
+    assert os.listdir(delegated.path).count(confinement.LEAF) == 0
 
 
 def test_a_cgroup_that_cannot_be_entered_stops_the_launch(either: Room) -> None:
@@ -299,7 +299,7 @@ def test_a_cgroup_that_cannot_be_entered_stops_the_launch(either: Room) -> None:
 
             def close(self) -> None: ...
 
-        limits.__dict__["Confinement"] = Broken
+        confinement.__dict__["Confinement"] = Broken
 
     def action(launcher: Launcher) -> tuple[str, list[int], bool]:
         with pytest.raises(LaunchError) as caught:
@@ -323,7 +323,7 @@ def test_a_killed_launchers_cgroup_is_swept_by_the_next(simple: Room, delegated:
     killed.ended()
 
     def left() -> list[str]:
-        return [name for name in os.listdir(delegated.path) if name.startswith(limits.LAUNCH)]
+        return [name for name in os.listdir(delegated.path) if name.startswith(confinement.LAUNCH)]
 
     (orphan,) = left()
     assert eventually(lambda: not read(f"{delegated.path}/{orphan}/cgroup.procs"))

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from nsbuild.sandbox import Outcome, limits
-from nsbuild.sandbox.limits import Confinement, Facts, Limits, Usage, oom_sentence, plan, read_facts
+from nsbuild.sandbox import Outcome, confinement, delegation
+from nsbuild.sandbox.confinement import Confinement
+from nsbuild.sandbox.delegation import read_facts
+from nsbuild.sandbox.limits import Facts, Limits, Usage, oom_sentence, plan
 
 MIB = 1 << 20
 US, STRANGER = os.getpid(), os.getppid()
@@ -38,11 +40,11 @@ class Tree:
         for name in ("cgroup.procs", "cgroup.subtree_control"):
             self.put(f"{self.top}/{name}", "")
         self.put(f"{self.top}/cgroup.controllers", ALL)
-        patch.setattr(limits, "_make", self.make)
-        patch.setattr(limits, "_unmake", self.unmake)
-        patch.setattr(limits, "_write", self.write)
-        patch.setattr(limits, "_attribute", lambda path, name: self.marks.get(path, b""))
-        patch.setattr(limits, "_systemd_delegates", lambda path, unit: unit in self.asked_units)
+        patch.setattr(confinement, "_make", self.make)
+        patch.setattr(confinement, "_unmake", self.unmake)
+        patch.setattr(confinement, "_write", self.write)
+        patch.setattr(delegation, "_attribute", lambda path, name: self.marks.get(path, b""))
+        patch.setattr(delegation, "_systemd_delegates", lambda path, unit: unit in self.asked_units)
         self.marks: dict[str, bytes] = {}
         self.asked_units: tuple[str, ...] = ()
 
@@ -235,12 +237,12 @@ def test_systemd_scope_with_delegation_is_left_for_a_leaf(tree: Tree) -> None:
         assert tree.get(f"{made.directory}/memory.max") == str(512 * MIB)
         assert tree.get(f"{made.directory}/cpu.max") == "150000 100000"
         assert tree.get(f"{scope}/cgroup.procs") == ""
-        assert tree.get(f"{scope}/{limits.LEAF}/cgroup.procs") == f"{US}\n"
+        assert tree.get(f"{scope}/{confinement.LEAF}/cgroup.procs") == f"{US}\n"
         assert set(tree.get(f"{scope}/cgroup.subtree_control").split()) == {"cpu", "io", "memory", "pids"}
         directory = made.directory
     assert not os.path.exists(directory)
     # From then on we are in the leaf, and nothing has to be moved.
-    facts = tree.facts(f"/user.slice/user@1000.service/app.slice/run-1.scope/{limits.LEAF}")
+    facts = tree.facts(f"/user.slice/user@1000.service/app.slice/run-1.scope/{confinement.LEAF}")
     assert (facts.place, facts.move) == (scope, False)
 
 
@@ -259,7 +261,7 @@ def test_a_subgroup_of_a_delegated_service(tree: Tree) -> None:
     with Confinement(EVERYTHING, facts) as made:
         assert os.path.dirname(made.directory) == service
         assert tree.get(f"{service}/main/cgroup.procs") == f"{US}\n{STRANGER}\n"
-        assert not os.path.exists(f"{service}/{limits.LEAF}")
+        assert not os.path.exists(f"{service}/{confinement.LEAF}")
 
 
 def test_a_unit_that_is_not_delegated_is_systemds(tree: Tree) -> None:
@@ -303,9 +305,9 @@ def test_a_child_of_ours_is_moved_along(tree: Tree) -> None:
         scope = tree.group("/run-1.scope", US, child.pid)
         tree.marks = {scope: b"1"}
         tree.facts("/run-1.scope")
-        tree.patch.setattr(limits, "read_facts", lambda: tree.facts("/run-1.scope"))
-        assert limits.settle().place == scope
-        assert tree.get(f"{scope}/{limits.LEAF}/cgroup.procs") == f"{US}\n{child.pid}\n"
+        tree.patch.setattr(confinement, "read_facts", lambda: tree.facts("/run-1.scope"))
+        assert confinement.settle().place == scope
+        assert tree.get(f"{scope}/{confinement.LEAF}/cgroup.procs") == f"{US}\n{child.pid}\n"
         assert child.stdin is not None
         child.stdin.close()
 
@@ -322,7 +324,7 @@ def test_a_container_owns_its_tree(tree: Tree) -> None:
     assert (facts.place, facts.move) == (tree.top, True)
     with Confinement(Limits(pids=50), facts) as made:
         assert tree.get(f"{made.directory}/pids.max") == "50"
-        assert tree.get(f"{tree.top}/{limits.LEAF}/cgroup.procs") == f"{US}\n"
+        assert tree.get(f"{tree.top}/{confinement.LEAF}/cgroup.procs") == f"{US}\n"
 
 
 def test_a_container_with_an_entry_script(tree: Tree) -> None:
@@ -473,13 +475,13 @@ def test_what_is_left_in_it_is_killed_one_by_one_before_5_14(tree: Tree, service
 
 
 def test_what_killed_launchers_left_is_swept_and_the_living_are_not(tree: Tree, service: Facts) -> None:
-    orphan = f"{service.place}/{limits.LAUNCH}orphan"
+    orphan = f"{service.place}/{confinement.LAUNCH}orphan"
     tree.make(orphan)
     with Confinement(EVERYTHING, service) as one, Confinement(EVERYTHING, service) as two:
         assert not os.path.exists(orphan)
         assert os.path.isdir(one.directory)
         assert one.directory != two.directory
-    assert not [name for name in os.listdir(service.place) if name.startswith(limits.LAUNCH)]
+    assert not [name for name in os.listdir(service.place) if name.startswith(confinement.LAUNCH)]
 
 
 def test_a_setting_the_kernel_refuses_ends_in_rlimits(tree: Tree, service: Facts) -> None:
@@ -490,12 +492,12 @@ def test_a_setting_the_kernel_refuses_ends_in_rlimits(tree: Tree, service: Facts
             raise OSError(errno.EACCES, "Permission denied", path)
         write(path, text)
 
-    tree.patch.setattr(limits, "_write", refuse)
+    tree.patch.setattr(confinement, "_write", refuse)
     with Confinement(EVERYTHING, service) as made:
         assert made.directory == ""
         assert made.plan.rlimits
         assert "memory.max: Permission denied" in made.plan.sentences[0]
-    assert not [name for name in os.listdir(service.place) if name.startswith(limits.LAUNCH)]
+    assert not [name for name in os.listdir(service.place) if name.startswith(confinement.LAUNCH)]
 
 
 # words
