@@ -82,7 +82,12 @@ def members(kind: str, data: bytes, name: str, budget: Budget) -> Iterator[tuple
         yield _without_suffix(name), budget.blocks(kind, file)
 
 
+_ZIP_ENTRY = b"PK\x01\x02"
+
+
 def _zip(data: bytes, budget: Budget) -> Iterator[tuple[str, Iterator[bytes]]]:
+    if data.count(_ZIP_ENTRY) > budget.members:  # zipfile makes half a kB of each before it gives the first
+        raise NotRead("has too many members; it was not looked into")
     with _explained("zip"):
         archive = zipfile.ZipFile(io.BytesIO(data))
     for info in archive.infolist():
@@ -94,6 +99,9 @@ def _zip(data: bytes, budget: Budget) -> Iterator[tuple[str, Iterator[bytes]]]:
         yield info.filename, budget.blocks("zip", file)
 
 
+_TAR_BLOCK = 512
+
+
 def _tar(data: bytes, budget: Budget) -> Iterator[tuple[str, Iterator[bytes]]]:
     with _explained("tar"):
         archive = tarfile.open(fileobj=io.BytesIO(data), mode="r:", errorlevel=2)
@@ -101,9 +109,15 @@ def _tar(data: bytes, budget: Budget) -> Iterator[tuple[str, Iterator[bytes]]]:
         budget.member()
         with _explained("tar"):
             member = archive.next()
-            file = archive.extractfile(member) if member is not None and member.isreg() else None
-        if member is None:
-            return
+            if member is None:
+                # tarfile takes a header that is none for the end.
+                if not data.startswith(bytes(_TAR_BLOCK), archive.offset):
+                    raise EOFError("it has no end mark")
+                return
+            if member.size < 0:
+                raise ValueError("a member has a negative size")  # tarfile would read on in a circle
+            archive.members.clear()  # type: ignore[attr-defined]  # of all that it has seen
+            file = archive.extractfile(member) if member.isreg() else None
         if file is not None:
             yield member.name, budget.blocks("tar", file)
         elif member.issym():
@@ -118,9 +132,38 @@ def _decompressor(data: bytes) -> _Readable:
         return bz2.BZ2File(raw)
     if data.startswith(b"\xfd7zXZ"):
         return lzma.LZMAFile(raw)
-    import zstandard
+    return _Zstd(data)
 
-    return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+
+class _Zstd:
+    """The frames of a zstd file one after the other. The library's own reader takes a cut for the end."""
+
+    _PIECE = 256
+    """Bytes that are given at a time: four may stand for 128 kB."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+        self._new()
+
+    def _new(self) -> None:
+        import zstandard
+
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+
+    def read(self, size: int, /) -> bytes:
+        """`size` bytes or a few MB more; fewer at the end. Raises EOFError, ZstdError."""
+        blocks, left = [], size
+        while left > 0 and self._at < len(self._data):
+            if self._frame.eof:
+                self._new()
+            piece = self._data[self._at : self._at + self._PIECE]
+            blocks.append(self._frame.decompress(piece))
+            self._at += len(piece) - len(self._frame.unused_data)
+            left -= len(blocks[-1])
+        if left == size and not self._frame.eof:
+            raise EOFError("it is cut off")
+        return b"".join(blocks)
 
 
 def _without_suffix(name: str) -> str:

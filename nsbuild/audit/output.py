@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
@@ -74,8 +74,23 @@ def as_json(report: Report) -> str:
     return json.dumps(as_dict(report), indent=2)
 
 
-def as_sarif(report: Report) -> str:
-    """For code hosts and editors: one rule a kind, one result a finding."""
+PROOF = "proof"
+"""The rule of what `audit --prove` has run and does not work."""
+
+
+def as_sarif(report: Report, failures: Iterable[tuple[str, str]] = ()) -> str:
+    """For code hosts and editors: one rule a kind, one result a finding. `failures` are files, and what failed when
+    they were run.
+    """
+    failed = [
+        {
+            "ruleId": PROOF,
+            "level": "error",
+            "message": {"text": text},
+            "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(file)}}}],
+        }
+        for file, text in failures
+    ]
     used = {finding.kind for finding in report.findings}
     rules = [
         {
@@ -85,13 +100,16 @@ def as_sarif(report: Report) -> str:
         }
         for kind in sorted(used)
     ]
+    if failed:
+        effect = "What is run where nothing of its build is does not work."
+        rules.append({"id": PROOF, "shortDescription": {"text": effect}, "defaultConfiguration": {"level": "error"}})
     log = {
         "$schema": SARIF_SCHEMA,
         "version": "2.1.0",
         "runs": [
             {
                 "tool": {"driver": {"name": "nsbuild audit", "version": nsbuild.__version__, "rules": rules}},
-                "results": [_result(finding) for finding in report.findings],
+                "results": [*(_result(finding) for finding in report.findings), *failed],
                 "invocations": [
                     {
                         "executionSuccessful": True,
@@ -107,8 +125,12 @@ def as_sarif(report: Report) -> str:
     return json.dumps(log, indent=2)
 
 
+def _uri(file: str) -> str:
+    return quote(file.encode("utf-8", "surrogateescape")) or "."
+
+
 def _result(finding: Finding) -> dict[str, Any]:
-    location: dict[str, Any] = {"artifactLocation": {"uri": quote(finding.file.encode("utf-8", "surrogateescape"))}}
+    location: dict[str, Any] = {"artifactLocation": {"uri": _uri(finding.file)}}
     if finding.offset is not None and not finding.member:
         location["region"] = {
             "byteOffset": finding.offset,

@@ -126,6 +126,11 @@ def publish(at: Session, output: slugs.Output, release_output: bytes | None) -> 
     )
     for path in prepared.slug.left_out[:_NAMED]:
         log.warn(f"{path} was left out of the slug: it is a socket, a FIFO or a device.")
+    if prepared.bare:
+        log.warn(
+            f"Extended attributes are left out of the slug: {len(prepared.bare)} files have some,"
+            f" {prepared.bare[0]} for one."
+        )
     if prepared.unread:
         log.warn(
             f"The image lacks {len(prepared.unread)} paths of the stack root, {prepared.unread[0]} for one:"

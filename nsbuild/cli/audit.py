@@ -59,14 +59,10 @@ def audit(
     """
     proving = proving or bool(commands)
     env = config_vars(pairs, None, env_file)
-    if proving and shape == "sarif":
-        raise click.UsageError("SARIF tells of places in files: --prove goes with text or --json.")
     if env and not proving:
         raise click.UsageError("--env and --env-file are for --prove.")
     report = audit_path(path, AuditOptions(**options))  # type: ignore[arg-type]
-    if shape == "sarif":
-        click.echo(as_sarif(report))
-    elif shape is None:
+    if shape is None:
         for line in as_text(report, everything=everything):
             click.echo(line)
     proofs = []
@@ -75,11 +71,13 @@ def audit(
 
         own = {name: options[name] for name in ("workspace_dir", "stack_root")}
         run = RunOptions(**own, warn=lambda text: say(f"nsbuild: warning: {text}"))  # type: ignore[arg-type]
-        proofs = _prove(path, ProveOptions(commands, options["paths"], env, run), quiet=shape == "json")  # type: ignore[arg-type]
+        proofs = _prove(path, ProveOptions(commands, options["paths"], env, run), quiet=shape is not None)  # type: ignore[arg-type]
     if shape == "json":
         told = as_dict(report) | ({"proofs": [asdict(proof) for proof in proofs]} if proving else {})
         click.echo(json.dumps(told, indent=2))
-    fails = any(proof.verdict == "fails" for proof in proofs)
+    fails = [proof for proof in proofs if proof.verdict == "fails"]
+    if shape == "sarif":
+        click.echo(as_sarif(report, [(proof.file, _sentence(proof)) for proof in fails]))
     return int(ExitCode.AUDIT if fails or report.counts()[Severity.BREAKS] else ExitCode.OK)
 
 
@@ -96,6 +94,11 @@ def _prove(path: str, options: ProveOptions, *, quiet: bool) -> list[Proof]:
             f"run, read-only and where it was not built: {', '.join(_counts(proofs)) or 'there is nothing to run'}"
         )
     return proofs
+
+
+def _sentence(proof: Proof) -> str:
+    status = "" if proof.status is None else f" (exit {proof.status})"
+    return f"The {proof.kind} {proof.name!r} fails{status}: {proof.said or 'it says nothing'}"
 
 
 def _line(proof: Proof) -> str:

@@ -13,6 +13,7 @@ from nsbuild.errors import UsageError
 from nsbuild.refusals import Refusals
 from nsbuild.runtime.boot import command_of, environment
 from nsbuild.runtime.booting import boot_once, free_port
+from nsbuild.runtime.crash import crashed, telling_line
 from nsbuild.runtime.dyno import Dyno
 from nsbuild.runtime.opened import RunOptions, Slug, network_needs, new_workspace, opened
 from nsbuild.runtime.process import slug_path
@@ -39,7 +40,8 @@ class Verdict(StrEnum):
 class Proof:
     """`kind` is `command`, `import`, `process` or `given` (by the caller), `name` which one. `status` is the exit
     status, 128+n when signal n killed it, None when it was still running and nothing else was wanted. `said` is the
-    last line that it printed.
+    line of its output that tells most, `file` what of the slug to look at, from its top: the
+    program, the Python that imports, the `.pth`, the Procfile; empty for `given`.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Proof:
     verdict: Verdict
     status: int | None
     said: str
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,8 @@ class _Ended:
     data: bytes
 
     @property
-    def last(self) -> str:
-        return last_line(self.data)
+    def said(self) -> str:
+        return telling_line(self.data)
 
     @property
     def line(self) -> bytes:
@@ -138,12 +141,6 @@ class _Dynos:
         return _Ended(outcome, bytes(printed))
 
 
-def last_line(data: bytes) -> str:
-    """The last line with anything in it."""
-    lines = [line for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else ""
-
-
 def _check_absent(dynos: _Dynos, paths: Sequence[str]) -> None:
     for path in paths:
         if dynos.run("test", "-e", path).outcome.exit_code == 0:
@@ -157,7 +154,7 @@ def _proofs(dynos: _Dynos, commands: Sequence[str]) -> Iterator[Proof]:
     for line in commands:
         ended = dynos.run("bash", "-c", line)
         verdict = Verdict.WORKS if ended.outcome.exit_code == 0 else Verdict.FAILS
-        yield Proof("given", line, verdict, ended.outcome.exit_code, ended.last)
+        yield Proof("given", line, verdict, ended.outcome.exit_code, ended.said)
     for name in dynos.slug.info.process_types:
         if name != "release":  # it changes databases
             yield _process(dynos, name)
@@ -168,10 +165,11 @@ def _process(dynos: _Dynos, name: str) -> Proof:
     argv = boot(command_of(dynos.slug.info, name))
     web = port if name == "web" else None
     booted = boot_once(dynos.launcher, dynos.view, argv, dynos.environment(name, port), web)
-    said = last_line(booted.said)
+    said = telling_line(booted.said)
     if not booted.well and booted.status is None:
         said = f"it does not listen on PORT; {said}"
-    return Proof("process", name, Verdict.WORKS if booted.well else Verdict.FAILS, booted.status, said)
+    verdict = Verdict.WORKS if booted.well else Verdict.FAILS
+    return Proof("process", name, verdict, booted.status, said, "Procfile")
 
 
 _LIST = r"""
@@ -192,7 +190,7 @@ def _on_path(dynos: _Dynos) -> list[str]:
     ended = dynos.run("bash", "-c", _LIST)
     if ended.outcome.exit_code != 0:
         raise UsageError(
-            f"The slug does not boot: its profile scripts end with {ended.outcome.exit_code} ({ended.last})."
+            f"The slug does not boot: its profile scripts end with {ended.outcome.exit_code} ({ended.said})."
         )
     # What profile scripts print comes before the first NUL.
     paths = [os.fsdecode(path) for path in ended.data.split(b"\0")]
@@ -205,15 +203,17 @@ def _command(dynos: _Dynos, path: str) -> Proof:
     for option in ("--version", "--help"):
         ended = dynos.run(path, option)
         if ended.outcome.exit_code == 0:
-            return Proof("command", f"{name} {option}", Verdict.WORKS, 0, ended.last)
-    return Proof("command", name, _started(ended), ended.outcome.exit_code, ended.last)
+            return Proof("command", f"{name} {option}", Verdict.WORKS, 0, ended.said, name)
+    return Proof("command", name, _started(ended), ended.outcome.exit_code, ended.said, name)
 
 
 def _started(ended: _Ended) -> Verdict:
     """Of a program that has failed: whether it was the program that said so."""
     killed = ended.outcome.signal is not None and not ended.outcome.timed_out
-    broken = b"Traceback (most recent call last)" in ended.data or b"Error: Cannot find module" in ended.data
-    return Verdict.FAILS if ended.outcome.exit_code in (126, 127) or killed or broken else Verdict.UNCLEAR
+    # A program that takes any word for a file's name falls over the option, not over anything of ours.
+    by_itself = crashed(ended.data) and "--help" not in ended.said
+    broken = ended.outcome.exit_code in (126, 127) or killed or by_itself
+    return Verdict.FAILS if broken else Verdict.UNCLEAR
 
 
 _INSTALLED = r"""
@@ -226,7 +226,7 @@ for directory in filter(inside, sys.path):
         if file.endswith((".pth", ".egg-link")):
             with open(os.path.join(directory, file), errors="replace") as lines:
                 paths = [line.strip() for line in lines if not line.startswith(("import ", "import\t", "#"))]
-            lost += [(file, path) for path in paths if path[:1] == "/" and not os.path.exists(path)]
+            lost += [(directory, file, path) for path in paths if path[:1] == "/" and not os.path.exists(path)]
 found = []
 for one in importlib.metadata.distributions():
     if not inside(str(one.locate_file(""))):
@@ -249,21 +249,24 @@ Python from 3.8 on.
 
 def _imports(dynos: _Dynos) -> Iterator[Proof]:
     """The .pth files of the slug's own Python, and its distributions, each in a process of its own."""
-    python = dynos.run("bash", "-c", "command -v python3 || command -v python || true").last
+    found = dynos.run("bash", "-c", r'printf "\n%s" "$(command -v python3 || command -v python)"')
+    python = os.fsdecode(found.line)
     if not python.startswith(f"{dynos.slug.info.run_path}/"):
         return
+    own = os.path.relpath(python, dynos.slug.info.run_path)
     ended = dynos.run(python, "-c", _INSTALLED)
     try:
-        found, lost = json.loads(ended.line)
-        installed = [(str(name), [str(top) for top in tops]) for name, tops in found]
-        broken = [(str(file), str(path)) for file, path in lost]
+        distributions, lost = json.loads(ended.line)
+        installed = [(str(name), [str(top) for top in tops]) for name, tops in distributions]
+        broken = [(str(directory), str(file), str(path)) for directory, file, path in lost]
     except (ValueError, TypeError):
-        yield Proof("import", python, Verdict.FAILS, ended.outcome.exit_code, ended.last)
+        yield Proof("import", python, Verdict.FAILS, ended.outcome.exit_code, ended.said, own)
         return
-    for file, path in broken:
-        yield Proof("import", file, Verdict.FAILS, None, f"{path}, which it names, is not there")
+    for directory, file, path in broken:
+        where = os.path.relpath(f"{directory}/{file}", dynos.slug.info.run_path)
+        yield Proof("import", file, Verdict.FAILS, None, f"{path}, which it names, is not there", where)
     for name, tops in installed:
         if tops:
             ended = dynos.run(python, "-c", f"import {', '.join(tops)}")
             verdict = Verdict.WORKS if ended.outcome.exit_code == 0 else Verdict.FAILS
-            yield Proof("import", name, verdict, ended.outcome.exit_code, ended.last)
+            yield Proof("import", name, verdict, ended.outcome.exit_code, ended.said, own)

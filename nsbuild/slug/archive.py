@@ -34,12 +34,13 @@ _PIECE = 1 << 20
 class Contents:
     """What a tree held. `sizes` are bytes in files by top directory, each inode once; `.` is the top itself.
 
-    `left_out` names what no archive can hold: sockets, FIFOs, devices; `unread`, of a tree that is not our own, what
-    we may not read.
+    `left_out` names what no archive can hold: sockets, FIFOs, devices; `bare` the files whose extended attributes
+    are left out; `unread`, of a tree that is not our own, what we may not read.
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    bare: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
 
     @property
@@ -57,6 +58,18 @@ def sizes(path: str) -> dict[str, int]:
                 top = descent.top or "."
                 found[top] = found.get(top, 0) + info.st_size
     return found
+
+
+def _has_attributes(fd: int) -> bool:
+    """Whether a file has extended attributes that somebody gave it: no label of the host's, nor overlayfs's own."""
+    try:
+        names = os.listxattr(fd)
+    except OSError:
+        return False  # of no such filesystem
+    return any(
+        name == "security.capability" or (name.startswith("user.") and not name.startswith("user.overlay."))
+        for name in names
+    )
 
 
 def write_tree(
@@ -128,6 +141,7 @@ class _Writer:
         self.prefix = prefix
         self._own = own
         self._unread = contents.unread
+        self._bare = contents.bare
         self._descent = descent
         self._sink = sink
         self._watcher = watcher
@@ -187,6 +201,8 @@ class _Writer:
                 return
             raise self._descent.named(error, name) from None
         try:
+            if _has_attributes(fd):
+                self._bare.append(self._descent.shown(name))
             self._contents(fd, name, encoded, info, time)
         finally:
             os.close(fd)

@@ -32,11 +32,22 @@ from nsbuild.tree.walk import Event, walk
 class Prepared:
     """A slug beside its place, whole and on disk; `commit` puts it there."""
 
-    def __init__(self, output: Output, beside: str, slug: Slug, lock: int, unread: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        output: Output,
+        beside: str,
+        slug: Slug,
+        lock: int,
+        *,
+        bare: Sequence[str] = (),
+        unread: Sequence[str] = (),
+    ) -> None:
         self._output = output
         self._beside: str | None = beside
         self._lock = lock
         self.slug = slug
+        self.bare = bare
+        """Files that have extended attributes, and have none in the slug."""
         self.unread = unread
         """Of a stack root that became a layer of an image: what was left out."""
 
@@ -79,6 +90,7 @@ def prepare(
     _collect_leftovers(output)
     beside = f"{parent}/{_beside_prefix(output)}{os.urandom(6).hex()}"
     held = _Held()
+    bare: Sequence[str] = ()
     unread: Sequence[str] = ()
     try:
         if output.format == "directory":
@@ -88,14 +100,15 @@ def prepare(
             held.lock(os.open(beside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             written = write_image(app, beside, image or Image(), watcher)
             slug = _slug(output, written.contents, written.digest, written.bytes)
-            unread = written.unread
+            bare, unread = written.contents.bare, written.unread
         else:
             target = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             held.lock(target)
             contents, digest = _archive(app, beside, target, output.format, watcher)
             os.fsync(target)
             slug = _slug(output, contents, digest, os.fstat(target).st_size)
-        return Prepared(output, beside, slug, held.fd, unread)
+            bare = contents.bare
+        return Prepared(output, beside, slug, held.fd, bare=bare, unread=unread)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(output.path)

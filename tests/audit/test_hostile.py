@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
+import random
 import socket
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,20 +73,75 @@ def test_a_program_with_bytes_changed(data: st.DataObject) -> None:
     assert [one.place for one in file.close()[0]] == [PLACE]
 
 
-def test_broken_archives(tmp_path: Path) -> None:
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.pth", PLACE * 50)
-        archive.writestr("b.txt", os.urandom(5000))
-    (tmp_path / "short.zip").write_bytes(whole.getvalue()[:-40])
-    damaged = bytearray(whole.getvalue())
-    damaged[45] ^= 0xFF
-    (tmp_path / "damaged.zip").write_bytes(damaged)
-    packed = gzip.compress(PLACE.encode() * 500)
-    (tmp_path / "short.gz").write_bytes(packed[: len(packed) // 2])
+def tarred(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+HELD = {"first.pth": f"{PLACE}\n".encode(), "noise.bin": random.Random(1).randbytes(20_000), "last.txt": b"x" * 600}
+ARCHIVES = {
+    "a.zip": zipped(HELD),
+    "a.whl": zipped(HELD),
+    "a.jar": zipped(HELD),
+    "a.tar": tarred(HELD),
+    "a.gz": gzip.compress(tarred(HELD)),
+    "a.tgz": gzip.compress(tarred(HELD)),
+    "a.bz2": bz2.compress(tarred(HELD)),
+    "a.xz": lzma.compress(tarred(HELD)),
+    "a.zst": zstandard.ZstdCompressor(write_checksum=True).compress(tarred(HELD)),
+}
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_a_truncated_archive_of_any_format(tmp_path: Path, name: str) -> None:
+    """What comes before the cut is looked into where the format allows, and the cut is said."""
+    whole = ARCHIVES[name]
+    end = whole.index(b"last.txt") if name == "a.tar" else len(whole)
+    for cut in (len(whole) // 2, end - 512, end - 10):
+        (tmp_path / name).write_bytes(whole[:cut])
+        report = audit(tmp_path, OPTIONS)
+        (reason,) = set(reasons(report).values())
+        assert "is a broken" in reason or "cannot be read" in reason
+        if name == "a.tar":
+            assert ("first.pth", "pth") in {(one.member, one.kind) for one in report.findings}
+    (tmp_path / name).write_bytes(whole)
     report = audit(tmp_path, OPTIONS)
-    assert set(reasons(report)) == {"short.zip", "damaged.zip", "short.gz"}
-    assert all("broken" in reason or "cannot be read" in reason for reason in reasons(report).values())
+    assert report.problems == [] and [one.kind for one in report.findings] == ["pth"]
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_a_corrupt_archive_of_any_format(tmp_path: Path, name: str) -> None:
+    """A changed byte in what is checked (of a tar: in a header) is said; anywhere else nothing comes of it."""
+    whole = ARCHIVES[name]
+    damaged = bytearray(whole)
+    damaged[whole.rindex(b"last.txt") + 2 if name == "a.tar" else len(whole) // 2] ^= 0xFF
+    (tmp_path / name).write_bytes(damaged)
+    (reason,) = set(reasons(audit(tmp_path, OPTIONS)).values())
+    assert "is a broken" in reason or "cannot be read" in reason
+
+
+@given(name=st.sampled_from(sorted(ARCHIVES)), data=st.data())
+@settings(deadline=None)
+def test_an_archive_with_bytes_changed(name: str, data: st.DataObject) -> None:
+    damaged = bytearray(ARCHIVES[name])
+    for _ in range(data.draw(st.integers(1, 8))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    file = FileAudit(Matcher(needles_for([PLACE])), name)
+    file.feed(bytes(damaged[: data.draw(st.integers(1, len(damaged)))]))
+    file.close()
 
 
 def test_a_zip_bomb_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +152,41 @@ def test_a_zip_bomb_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             archive.writestr(f"{number}.txt", "")
     said = reasons(audit(tmp_path, OPTIONS))
     assert "1 GiB" in said["bomb.gz"] and "too many members" in said["many.zip"]
+
+
+def test_a_bomb_of_every_kind_is_bounded_in_memory(tmp_path: Path) -> None:
+    """A GB of zeros, packed once and twice; a directory of a zip that names a million members, and one that names the
+    same member again and again; a header of a tar that wants 8 GB. In another process, to see what it took.
+    """
+    zeros = gzip.compress(bytes(200 << 20), 9)
+    (tmp_path / "zeros.gz").write_bytes(zeros * 6)
+    (tmp_path / "twice.gz").write_bytes(gzip.compress(zeros * 6))
+    entry = struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\x01\x02", 20, *[0] * 8, 1, *[0] * 6) + b"a"
+    for name, count in (("flood.zip", 650_000), ("again.zip", 60_000)):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a", bytes(10 << 20))
+        whole = packed.getvalue()
+        start = whole.index(b"PK\x01\x02")
+        entries = entry * count if name == "flood.zip" else whole[start : start + 47] * count
+        size, end = len(entries), (count, count)
+        large = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, *end, size, start)
+        large += struct.pack("<4sIQI", b"PK\x06\x07", 0, start + size, 1)
+        last = struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+        (tmp_path / name).write_bytes(whole[:start] + entries + large + last)
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 33
+    (tmp_path / "header.tar").write_bytes(header.tobuf() + bytes(10240))
+    script = (
+        "import resource, sys; from nsbuild.audit.audit import audit; report = audit(sys.argv[1]);"
+        "peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN));"
+        "print(*[one.file for one in report.problems], peak >> 10)"
+    )
+    argv = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=100)
+    *named, peak = done.stdout.split()
+    assert {name.partition("!")[0] for name in named} == {path.name for path in tmp_path.iterdir()}
+    assert int(peak) < 256, "MB"
 
 
 def test_an_encrypted_zip(tmp_path: Path) -> None:

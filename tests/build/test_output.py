@@ -248,6 +248,14 @@ def test_an_archive_has_everything_and_the_digest_is_its_own(site: Site) -> None
         assert {(member.uid, member.gid, member.uname) for member in archive} == {(0, 0, "")}
 
 
+def test_extended_attributes_do_not_get_into_an_archive_without_a_word(site: Site) -> None:
+    script = "import os, sys; os.setxattr(sys.argv[1], 'user.origin', b'x')"
+    pack = site.buildpack(f"""echo x >"$1/tool"; python3 -c "{script}" "$1/tool" """)
+    done = site.build(site.app(), pack, output=site.path / "slug.tgz").ok()
+    said = "Extended attributes are left out of the slug: 1 files have some, tool for one."
+    assert said in done.err and said in done.record["warnings"]
+
+
 def test_the_same_tree_gives_the_same_archive(site: Site) -> None:
     app = site.app(Procfile="web: x\n", b="1", a="2", c="3")
     os.link(app / "a", app / "d")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.sites import APPS, BUILDPACKS, CHAINS, Result, Site, from_wheels, new_site, remove_site, snapshot
+from support.sites import BUILDPACKS, CHAINS, App, Result, Site, from_wheels, snapshot
 
 from nsbuild.slug import Image, Output, prepare
 
@@ -21,39 +19,25 @@ echo kept >"$2/kept"
 """
 
 
-@pytest.fixture(scope="module")
-def built() -> Iterator[Site]:
-    """Every app of tests/apps, built twice: workspaces, caches and the time are others."""
-    site = new_site("same")
-
-    def build(app: str, number: int) -> Result:
-        packs = [BUILDPACKS / pack for pack in CHAINS[app]]
-        own = [f"--workspace-dir={site.path}/work-{number}", f"--cache={site.path}/cache-{app}-{number}"]
-        words = site.words(APPS / app, *packs, "--reproducible", *own, output=site.path / f"{app}-{number}")
-        return site.nsbuild(*words, *offline, env=env, timeout=300)
-
-    try:
-        offline, env = from_wheels(site)
-        with ThreadPoolExecutor(2) as pool:
-            for result in list(pool.map(build, [*CHAINS, *CHAINS], [1] * len(CHAINS) + [2] * len(CHAINS))):
-                result.ok()
-        yield site
-        site.nothing_left()
-    finally:
-        remove_site(site)
-
-
 @pytest.mark.parametrize("app", CHAINS)
-def test_a_real_app_twice_is_one_slug_in_every_format(built: Site, app: str, tmp_path: Path) -> None:
+def test_a_real_app_twice_is_one_slug_in_every_format(
+    site: Site, apps: dict[str, App], app: str, tmp_path: Path
+) -> None:
+    """Another workspace, cache, home and time. Each of the two slugs is packed in all formats."""
+    first = apps[app]
+    first.first.ok()
+    offline, env = from_wheels(site)
+    packs = [BUILDPACKS / pack for pack in CHAINS[app]]
+    second = site.build(first.source, *packs, "--reproducible", *map(str, offline), env=env, timeout=300).ok()
+    assert second.record["id"] != first.first.record["id"] and not second.record["cache_hit"]
     digests: dict[str, set[str]] = {}
-    for number in (1, 2):
-        tree = built.path / f"{app}-{number}"
+    for number, tree in enumerate((first.directory, site.out)):
         for format_ in ("tgz", "tar.zst", "squashfs", "oci"):
             output = Output(tmp_path / f"{number}.{format_}", format_)
             prepared = prepare(str(tree), output, None, image=Image(process_types={"web": "x"}))
             prepared.discard()
             digests.setdefault(format_, set()).add(prepared.slug.digest)
-    differences = built.nsbuild("diff", built.path / f"{app}-1", built.path / f"{app}-2")
+    differences = site.nsbuild("diff", first.directory, site.out)
     assert {format_: len(found) for format_, found in digests.items()} == dict.fromkeys(digests, 1), differences.text
     assert differences.code == 0
 

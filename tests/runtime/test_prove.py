@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support.processes import eventually
+from support.sarif import check_sarif
 from support.sites import App, Site, snapshot
 
 from nsbuild.runtime import Proof, ProveOptions, RunOptions, Verdict, booting, prove
@@ -76,6 +77,10 @@ def test_commands(site: Site) -> None:
         script "$1/bin/neither" $'#!/bin/sh\\necho what is $1; exit 3'
         script "$1/bin/reads" $'#!/bin/sh\\ncat; [ "$1" = --version ]'
         script "$1/bin/crashes" $'#!/usr/bin/python3\\nimport nowhere'
+        script "$1/bin/node-crash" $'#!/usr/bin/env node\nfunction f() { throw new TypeError("of the app"); }\nf()'
+        script "$1/bin/node-module" $'#!/usr/bin/env node\nrequire("nowhere")'
+        script "$1/bin/node-opens" $'#!/usr/bin/env node\nrequire("fs").readFileSync(process.argv[2])'
+        script "$1/bin/node-refuses" $'#!/usr/bin/env node\nconsole.error("Error: no such option"); process.exit(1)'
         script "$1/bin/killed" $'#!/bin/sh\\nkill -9 $$'
         script "$1/bin/interpreter" '#!/app/.heroku/gone'
         script "$1/bin/writes" $'#!/bin/sh\\necho x > "$HOME/new" || exit 1'
@@ -90,12 +95,49 @@ def test_commands(site: Site) -> None:
         "neither": "unclear",
         "reads --version": "works",
         "crashes": "fails",
+        "node-crash": "fails",
+        "node-module": "fails",
+        "node-opens": "unclear",
+        "node-refuses": "unclear",
         "killed": "fails",
         "interpreter": "fails",
         "writes": "unclear",
     }
     assert found["command bin/version --version"]["said"] == "one two"
     assert found["command bin/neither"]["status"] == 3
+    said = {name: found[f"command bin/{name}"]["said"] for name in ("crashes", "node-crash", "node-module")}
+    assert said == {
+        "crashes": "ModuleNotFoundError: No module named 'nowhere'",
+        "node-crash": "TypeError: of the app",
+        "node-module": "Error: Cannot find module 'nowhere'",
+    }
+
+
+def test_sarif_has_what_fails(site: Site) -> None:
+    app = site.app(
+        "app", Procfile="web: echo; echo because; exit 3\nfine: true\n", **{"x.pth": "/tmp/build_1234abcd"}
+    )
+    site.build(app, site.buildpack(SCRIPTS + """script "$1/bin/gone" '#!/app/.heroku/gone'""")).ok()
+    done = site.nsbuild("audit", "out", "--sarif", "--prove-command", "echo no; false")
+    log = json.loads(done.out)
+    check_sarif(log)
+    failed = {
+        one["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]: one["message"]["text"]
+        for one in log["runs"][0]["results"]
+        if one["ruleId"] == "proof"
+    }
+    assert done.code == 14 and failed == {
+        "Procfile": "The process 'web' fails (exit 3): because",
+        "bin/gone": failed["bin/gone"],
+        ".": "The given 'echo no; false' fails (exit 1): no",
+    }
+    assert "/app/bin/gone: " in failed["bin/gone"] and "(exit 12" in failed["bin/gone"]
+    rules = log["runs"][0]["tool"]["driver"]["rules"]
+    assert {rule["id"] for rule in rules} == {
+        "pth",
+        "interpreter-missing",
+        "proof",
+    }
 
 
 def test_processes(site: Site) -> None:
@@ -126,7 +168,7 @@ def test_a_web_process_that_does_not_listen(site: Site, monkeypatch: pytest.Monk
     told: list[Proof] = []
     run = RunOptions(workspace_dir=str(site.path / "work"))
     assert prove(site.out, ProveOptions(run=run), tell=told.append) == told
-    assert told == [Proof("process", "web", Verdict.FAILS, None, "it does not listen on PORT; waiting")]
+    assert told == [Proof("process", "web", Verdict.FAILS, None, "it does not listen on PORT; waiting", "Procfile")]
 
 
 def test_given_commands_and_places(site: Site) -> None:
@@ -150,9 +192,8 @@ def test_text_for_people(site: Site) -> None:
 def test_misuse_and_what_does_not_boot(site: Site) -> None:
     site.build(site.app(), site.buildpack('mkdir "$1/.profile.d"; echo "echo no; exit 3" >"$1/.profile.d/x.sh"')).ok()
     site.nsbuild("audit", "out", "--prove").refused(2, "does not boot", "end with 3 (no)")
-    for words in (("--prove", "--sarif"), ("--env", "A=b")):
-        done = site.nsbuild("audit", "out", *words)
-        assert (done.code, done.text) == (2, "") and "--prove" in done.err
+    done = site.nsbuild("audit", "out", "--env", "A=b")
+    assert (done.code, done.text) == (2, "") and "--prove" in done.err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -156,6 +156,49 @@ def test_the_tools_of_others_read_it(place: Path, format_: str, reader: str) -> 
         assert {line[1] for line in lines} == {b"0/0"}
 
 
+@pytest.mark.parametrize("reader", ["GNU tar", "tarfile"])
+def test_a_round_trip_with_diff(place: Path, reader: str) -> None:
+    app, out = awkward(place), place / "out"
+    for closed in ("closed", "closed/file"):
+        (app / closed).chmod(0o700)  # for diff to read
+    made(app, place / "slug.tgz", "tgz")
+    if reader == "tarfile":
+        with tarfile.open(place / "slug.tgz") as archive:
+            archive.extraction_filter = lambda member, path: member  # later ones refuse absolute links
+            archive.extractall(out)
+    else:
+        out.mkdir()
+        subprocess.run(["tar", "-xpf", place / "slug.tgz", "-C", out], check=True)
+    argv = ["diff", "-r", "--no-dereference", str(app), str(out)]
+    assert subprocess.run(argv, capture_output=True, check=False).stdout == b""
+    (out / "with\nnewline and space").write_text("y")
+    assert subprocess.run(argv, capture_output=True, check=False).returncode == 1, "diff sees it"
+
+
+@pytest.mark.parametrize("format_", FILES)
+def test_extended_attributes_are_left_out_and_told(place: Path, format_: str) -> None:
+    app = place / "app"
+    (app / "bin").mkdir(parents=True)
+    for name in ("bin/tool", "plain"):
+        (app / name).write_text(name)
+    try:
+        os.setxattr(app / "bin/tool", "user.origin", b"https://example.com")
+    except OSError as error:
+        pytest.skip(f"{place} has no extended attributes: {error.strerror}")
+    image = Image(process_types={"web": "x"})
+    prepared = prepare(str(app), Output(place / FILES[format_], format_), None, image=image)
+    prepared.commit()
+    prepared.discard()
+    assert prepared.bare == ["bin/tool"]
+    with workspace(place / "workspaces", BUILDER) as work:
+        unpack(place / FILES[format_], work)
+        assert os.listxattr(f"{work.directory('app')}/bin/tool") == []
+    os.removexattr(app / "bin/tool", "user.origin")
+    again = prepare(str(app), Output(place / "again", format_), None, image=image)
+    again.discard()
+    assert (again.bare, again.slug.digest) == ([], prepared.slug.digest)
+
+
 def test_tarfile_reads_it(place: Path) -> None:
     app = awkward(place)
     made(app, place / "slug.tgz", "tgz")

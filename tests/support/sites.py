@@ -313,7 +313,9 @@ def remove_site(site: Site) -> None:
 
 @dataclass
 class App:
-    """A real app, built twice: to a directory, then from its cache in another workspace to an archive."""
+    """A real app, built twice: with --reproducible to a directory, then from the cache that this has left, in another
+    workspace, to an archive.
+    """
 
     name: str
     site: Site
@@ -364,6 +366,7 @@ def build_twice(site: Site, name: str) -> App:
         report = site.path / f"{name}-{number}.json"
         words = [*site.words(source, *packs, output=output), "--report", report]
         words += ["--workspace-dir", site.path / f"workspaces-{name}-{number}"]
+        words += [] if number else ["--reproducible"]
         offline, env = from_wheels(site)
         result = site.nsbuild(*words, *offline, env=env, timeout=300)
         result.record = json.loads(report.read_text()) if report.exists() else {}
