@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
+from nsbuild.sandbox.host import SYSTEM_DIRECTORIES, leads_to
 from nsbuild.sandbox.value import Value
-from nsbuild.sandbox.view import SYSTEM_DIRECTORIES, Bind, leads_to
+from nsbuild.sandbox.view import Bind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

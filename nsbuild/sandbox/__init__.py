@@ -6,11 +6,11 @@ with Launcher() as launcher:
 
 from __future__ import annotations
 
+from nsbuild.sandbox.host import Host, read_host
 from nsbuild.sandbox.launcher import Launcher, launch
 from nsbuild.sandbox.outcome import AfterCommandError, LaunchError, Outcome
 from nsbuild.sandbox.view import (
     Bind,
-    Host,
     Layout,
     Overlay,
     User,
@@ -19,7 +19,6 @@ from nsbuild.sandbox.view import (
     app_layout,
     classic_layout,
     compose,
-    read_host,
 )
 
 __all__ = [

@@ -6,7 +6,7 @@ import os
 import stat
 
 from nsbuild.sandbox import kernel
-from nsbuild.sandbox.view import is_system, leads_to
+from nsbuild.sandbox.host import is_system, leads_to
 
 _LIMIT = 1 << 20
 

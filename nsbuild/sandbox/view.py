@@ -1,29 +1,18 @@
 """What one process will see: `Layout`, `View` and the pure functions that make them.
 
-Nothing here touches the host but `read_host`, which takes the few directory listings that decide where a
-mount point must be made. Everything else is values in, values out; `init.py` executes them.
+Values in, values out: what they need to know of the host is a `Host`, and `init.py` executes them.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 
+from nsbuild.sandbox.host import GENERATED, Entry, Host, ancestors, is_system, join
 from nsbuild.sandbox.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-
-SYSTEM_DIRECTORIES = frozenset({"usr", "bin", "sbin", "etc", "opt", "var", "srv"})
-"""What is shown of the host, with every `lib*`. Never every top-level entry: hosts keep secrets there."""
-
-
-_GENERATED = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf")
-_ALWAYS = (*_GENERATED, "/var/tmp")
-"""What every view mounts something over."""
-_NETWORK = ("/etc/resolv.conf", "/etc/hosts")
-"""What a stack root has empty, or not at all: it is the host's."""
 
 
 class ViewError(ValueError):
@@ -191,151 +180,6 @@ class View(Value):
         return "\n".join([*head, *(operation.describe() for operation in self.operations)])
 
 
-class Entry(Value):
-    """One name in a directory: kind is `directory`, `symlink` or `file` (anything else)."""
-
-    name: str
-    kind: str
-    target: str = ""
-    mode: int = 0o755
-
-
-class Host(Value):
-    """What `read_host` saw: listings by directory, the resolver's file, the accounts.
-
-    `root` is where the system directories come from: `/` or a stack root. `resolver` is (path in the view, file
-    on the host) when /etc/resolv.conf leads to a place that would be hidden, or is a stack root's, and `hosts` when
-    /etc/hosts is a stack root's. `known` are single paths that were looked up.
-    """
-
-    root: str
-    listings: Mapping[str, tuple[Entry, ...]]
-    resolver: tuple[str, str] | None = None
-    hosts: tuple[str, str] | None = None
-    passwd: str = ""
-    group: str = ""
-    known: Mapping[str, Entry] = {}
-
-    def entry(self, path: str) -> Entry | None:
-        """What is at an absolute path, when it or the listing of its directory was taken."""
-        if path in self.known:
-            return self.known[path]
-        directory, _, name = path.rpartition("/")
-        return next((entry for entry in self.listings.get(directory or "/", ()) if entry.name == name), None)
-
-
-def read_host(root: str = "/", mount_points: Iterable[str] = ()) -> Host:
-    """Take the listings that `compose` needs to place these mount points.
-
-    Raises OSError when `root` cannot be listed.
-    """
-    wanted = {"/"}
-    known = {}
-    if root == "/":
-        resolver, hosts = _hidden_resolver(), None
-        passwd, group = _read_text("/etc/passwd"), _read_text("/etc/group")
-    else:
-        from nsbuild.sandbox import stack_root
-
-        resolver, hosts = (stack_root.from_host(root, path) for path in _NETWORK)
-        passwd, group = (stack_root.read_text(root, path) for path in ("etc/passwd", "etc/group"))
-    network = [path for path, _ in filter(None, (resolver, hosts)) if is_system(path.split("/")[1])]
-    for path in (*_ALWAYS, *network):
-        # Nearly every host has these, and /etc is long: looked up, not listed.
-        try:
-            mode = os.lstat(_join(root, path)).st_mode
-        except OSError:
-            wanted.update(_ancestors(path))
-            continue
-        kind = "directory" if stat.S_ISDIR(mode) else "symlink" if stat.S_ISLNK(mode) else "file"
-        if kind == "symlink" and path in _GENERATED:
-            wanted.update(_ancestors(path))
-        known[path] = Entry(path.rpartition("/")[2], kind, "", stat.S_IMODE(mode))
-    for path in mount_points:
-        wanted.update(_ancestors(path))
-    listings = {}
-    for directory in sorted(wanted):
-        try:
-            with os.scandir(_join(root, directory)) as found:
-                listings[directory] = tuple(sorted((_entry(item) for item in found), key=lambda e: e.name))
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            if directory == "/":
-                raise
-    return Host(
-        root=root,
-        listings=listings,
-        resolver=resolver,
-        hosts=hosts,
-        passwd=passwd,
-        group=group,
-        known=known,
-    )
-
-
-def _entry(item: os.DirEntry[str]) -> Entry:
-    mode = stat.S_IMODE(item.stat(follow_symlinks=False).st_mode)
-    if item.is_symlink():
-        return Entry(item.name, "symlink", os.readlink(item.path), mode)
-    return Entry(item.name, "directory" if item.is_dir(follow_symlinks=False) else "file", "", mode)
-
-
-def _read_text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
-            return file.read()
-    except OSError:
-        return ""
-
-
-def _hidden_resolver() -> tuple[str, str] | None:
-    """The first path behind /etc/resolv.conf that lies outside what the view shows.
-
-    systemd-resolved, NetworkManager and resolvconf all keep the file under /run and leave a link.
-    """
-    final = os.path.realpath("/etc/resolv.conf")
-    place = leads_to("/", "/etc/resolv.conf")
-    if place is None or is_system(place.split("/")[1]) or not os.path.isfile(final):
-        return None
-    return place, final
-
-
-def leads_to(root: str, path: str) -> str | None:
-    """Where links below `root` lead from `path`: the first place without a link in it, or that a view does not show.
-
-    None when they go round in circles.
-    """
-    for _ in range(40):
-        done, rest = "", path.split("/")[1:]
-        while rest:
-            done = f"{done}/{rest.pop(0)}"
-            if not is_system(done.split("/")[1]):
-                return "/".join((done, *rest))
-            try:
-                target = os.path.join(os.path.dirname(done), os.readlink(_join(root, done)))
-            except OSError:
-                continue
-            path = "/" + os.path.normpath("/".join((target, *rest))).lstrip("/")
-            break
-        else:
-            return path
-    return None
-
-
-def is_system(name: str) -> bool:
-    """Whether this top-level directory is shown."""
-    return name in SYSTEM_DIRECTORIES or name.startswith("lib")
-
-
-def _join(root: str, path: str) -> str:
-    return path if root == "/" else root + path
-
-
-def _ancestors(path: str) -> list[str]:
-    """`/`, `/opt`, `/opt/a` for `/opt/a/b`."""
-    parts = path.split("/")[1:-1]
-    return ["/", *("/" + "/".join(parts[: i + 1]) for i in range(len(parts)))]
-
-
 def compose(
     host: Host,
     *,
@@ -383,7 +227,7 @@ def compose(
     made = {operation.path for operation in operations}
     elsewhere = {operation.path for operation in operations if not isinstance(operation, Directory)} | set(places)
     for path in sorted(must_be_plain | mount_points):
-        for parent in _ancestors(path)[1:]:
+        for parent in ancestors(path)[1:]:
             if parent not in made and not _below(parent, elsewhere):
                 operations.append(Directory(parent))
                 made.add(parent)
@@ -420,7 +264,7 @@ def _system(host: Host, directory: str, must_be_plain: set[str], mount_points: s
                 raise ViewError(f"{path} is a symlink to {entry.target} {_where(host)}: nothing can be put below it.")
             yield Symlink(path, entry.target)
         elif not split:
-            yield Bind(path, _join(host.root, path), directory=entry.kind == "directory")
+            yield Bind(path, join(host.root, path), directory=entry.kind == "directory")
         elif entry.kind == "directory":
             yield Directory(path, entry.mode | 0o700)
             yield from _system(host, path, must_be_plain, mount_points)
@@ -434,7 +278,7 @@ def _where(host: Host) -> str:
 
 def _exists(host: Host, path: str) -> bool:
     """Whether the host has something to mount over; an unlisted directory is taken to have it."""
-    for ancestor in _ancestors(path)[1:]:
+    for ancestor in ancestors(path)[1:]:
         entry = host.entry(ancestor)
         if entry is None:
             return ancestor.rpartition("/")[0] not in host.listings and ancestor.count("/") > 1
@@ -446,7 +290,7 @@ def _exists(host: Host, path: str) -> bool:
 
 def _must_be_file(entry: Entry, path: str) -> bool:
     """A link is no mount point, and where it leads, nobody looks."""
-    return entry.kind == "symlink" and path in _GENERATED
+    return entry.kind == "symlink" and path in GENERATED
 
 
 _NSSWITCH = b"""# Generated: accounts come from the files beside this one, so that $HOME is everybody's home.

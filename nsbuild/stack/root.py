@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass
 
 from nsbuild.errors import UsageError
-from nsbuild.sandbox.view import is_system, leads_to
+from nsbuild.sandbox.host import is_system, leads_to
 from nsbuild.stack.layers import open_in_root
 from nsbuild.stack.store import Reference, Store, not_an_image
 from nsbuild.tree.beneath import UNAVAILABLE

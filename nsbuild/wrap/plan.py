@@ -6,9 +6,10 @@ import os
 
 from nsbuild.buildpack.exports import with_exports
 from nsbuild.buildpack.network import network_binds, network_needs
+from nsbuild.sandbox.host import read_host
 from nsbuild.sandbox.mounts import mount_points
 from nsbuild.sandbox.value import Value
-from nsbuild.sandbox.view import Bind, View, ViewError, app_layout, compose, read_host
+from nsbuild.sandbox.view import Bind, View, ViewError, app_layout, compose
 from nsbuild.wrap import attach, environment
 
 TYPE_CHECKING = False

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
+from nsbuild.sandbox.host import Entry, Host
 from nsbuild.sandbox.skeleton import contents
 from nsbuild.sandbox.value import Value, pack, unpack
 from nsbuild.sandbox.view import (
     Bind,
     Dev,
     Directory,
-    Entry,
     File,
-    Host,
     Layout,
     Operation,
     Overlay,
