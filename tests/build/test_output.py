@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 import threading
@@ -363,7 +364,10 @@ def test_the_workspace_may_be_on_another_filesystem(site: Site) -> None:
         pytest.skip("needs a second filesystem where programs run")
     app, pack = site.app(), site.buildpack(COUNT)
     place = elsewhere / f"nsbuild-{os.urandom(6).hex()}"
-    for expected in (b"build 1\n", b"build 2\n"):
-        assert site.build(app, pack, "--workspace-dir", str(place)).ok().out == expected
-    assert not place.exists()
+    try:
+        for expected in (b"build 1\n", b"build 2\n"):
+            assert site.build(app, pack, "--workspace-dir", str(place)).ok().out == expected
+        assert os.listdir(place) == []
+    finally:
+        shutil.rmtree(place)
     assert (site.out / "n").read_text() == "2\n"
