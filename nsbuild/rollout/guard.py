@@ -81,11 +81,10 @@ class Verdict:
         """What a person reads at three in the morning: the verdict, why, who is hit, then every measure."""
         yield f"{self.state}: {self.reasons[0]}"
         yield from (f"  {reason}" for reason in self.reasons[1:])
-        for finding in self.findings:
-            if finding.failing:
-                yield ""
-                yield f"{finding.measure}: {finding.about}"
-                yield from _evidence(finding)
+        for finding in self._why():
+            yield ""
+            yield f"{finding.measure}: {finding.about}"
+            yield from _evidence(finding)
         yield ""
         yield f"{'measure':9} {'namespace':26} {'direct':26} {'evidence':>12} {'halts at':>9}"
         for finding in self.findings:
@@ -93,6 +92,13 @@ class Verdict:
             evidence = finding.problem or f"{ratio(finding.evidence):>12} {ratio(finding.halts):>9}"
             yield f"{finding.measure:9} {finding.namespace!s:26} {direct:26} {evidence}"
         yield f"{self.builds:,} builds looked at; apps are counted once each."
+
+    def _why(self) -> list[Finding]:
+        """Those that stop it; those that have counted, where the cap alone does."""
+        failing = [finding for finding in self.findings if finding.failing]
+        if failing or self.state is not State.FAILING:
+            return failing
+        return [finding for finding in self.findings if finding.measure in _BREAKS and finding.namespace.hit]
 
 
 def judge(outcomes: Iterable[Outcome], cap: int = CAP) -> Verdict:

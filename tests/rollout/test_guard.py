@@ -165,6 +165,7 @@ def test_a_handful_of_broken_apps_stops_what_no_evidence_can() -> None:
     assert f"{CAP} of the {2 * CAP} apps that the namespace has built are broken; the cap is {CAP}" in text(
         judge(few(CAP, CAP))
     )
+    assert "latest     app-4 (" in text(judge(few(CAP, CAP))), "and who they are"
     assert judge(few(CAP - 1, 0)).state is State.INCONCLUSIVE
     assert judge(few(CAP, CAP + 1)).state is State.INCONCLUSIVE
     assert judge(few(2, 0), cap=2).state is State.FAILING
