@@ -57,7 +57,7 @@ class Fleet:
         assert row.decision == decided.id
         return row
 
-    def candidate(self, timeout: float = 60) -> Outcome:
+    def candidate(self, timeout: float = 300) -> Outcome:
         """The candidate's outcome, once it is there and its workspace is gone."""
         rows = self.rows
         shadows = sum(1 for decided in self.decisions() if decided == "shadow")

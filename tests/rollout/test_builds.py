@@ -35,7 +35,7 @@ class Platform:
         return list(Ledger(self.state).outcomes())
 
     def candidate(self) -> Outcome:
-        assert eventually(lambda: any(row.shadow for row in self.rows()), 90), "the candidate never ended"
+        assert eventually(lambda: any(row.shadow for row in self.rows()), 300), "the candidate never ended"
         assert eventually(lambda: not (self.state.parent / ".copies").exists())
         return next(row for row in reversed(self.rows()) if row.shadow)
 
@@ -143,6 +143,29 @@ def test_the_shipped_slug_is_the_same_with_and_without_a_shadow(platform: Platfo
     # Its cache is that of a second build: it counts on where the shipped one begins.
     assert (row.result, row.exit_code, row.diff) == ("different", 0, {"real": 1})
     assert [(one.arm, one.shadow) for one in platform.rows()[-2:]] == [("direct", False), ("namespace", True)]
+
+
+@pytest.mark.parametrize("format_", ["tgz", "tar.zst", "squashfs"])
+def test_the_bytes_of_the_shipped_slug_are_the_same_and_there_before_the_candidate(
+    platform: Platform, format_: str
+) -> None:
+    """With a buildpack that leaves no time of its own; the candidate waits until the slug has been looked at."""
+    site = platform.site
+    go = site.mkdir("go")
+    wait = f'[ "$1" != /app ] || while [ ! -e {go}/on ]; do sleep 0.05; done'
+    times = 'find "$1" -exec touch -h -d 2024-01-01 {} +'
+    pack = site.buildpack(f'echo made > "$1/made"; {wait}; {times}')
+    app, digests = site.app(), []
+    for path in ("direct", "shadow"):
+        output = site.path / f"{path}.{format_}"
+        words = ("--bind", f"{go}:{go}")
+        platform.build(app, pack, *words, output=output, path=path).ok()
+        digests.append(digest(output))
+    assert digests[0] == digests[1]
+    assert not any(row.shadow for row in platform.rows()), "it is still at it"
+    (go / "on").touch()
+    assert platform.candidate().result == "same"
+    assert digest(output) == digests[1]
 
 
 @pytest.mark.parametrize(

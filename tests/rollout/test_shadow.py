@@ -174,7 +174,7 @@ def test_real_apps_and_buildpacks(shadow: Fleet, app: str) -> None:
     for number, pack in enumerate(CHAINS[app]):
         copied = builder.site.copy(BUILDPACKS / pack, f"packs/{pack}")
         shadow.compile(*words, pack=copied, env=env, timeout=300).ok()
-        row = shadow.candidate(300)
+        row = shadow.candidate()
         if number and app == "issue-1006":
             assert row.result == "skipped" and "BUILD_DIR's own path in .heroku/python/bin/" in row.fallback
         else:
