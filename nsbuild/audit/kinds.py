@@ -49,7 +49,7 @@ _BY_NAME = [
     for pattern, kind in (
         (r"(.*/)?pyvenv\.cfg", "pyvenv"),
         (r".*\.(pth|egg-link)", "pth"),
-        (r"(.*/)?__editable__[^/]*\.py", "finder"),
+        (r"(.*/)?(__editable__[^/]*|_[^/]*_editable(_loader)?)\.py", "finder"),
         (r"(.*/)?[^/]*\.dist-info/direct_url\.json", "direct-url"),
         (r"(.*/)?[^/]*\.(dist|egg)-info/(RECORD|installed-files\.txt|SOURCES\.txt)", "record"),
         (r"(.*/)?_sysconfigdata[^/]*\.(py|json)", "sysconfig"),

@@ -88,6 +88,8 @@ _ZIP_ENTRY = b"PK\x01\x02"
 def _zip(data: bytes, budget: Budget) -> Iterator[tuple[str, Iterator[bytes]]]:
     if data.count(_ZIP_ENTRY) > budget.members:  # zipfile makes half a kB of each before it gives the first
         raise NotRead("has too many members; it was not looked into")
+    from nsbuild.tree.unpack import zip_name
+
     with _explained("zip"):
         archive = zipfile.ZipFile(io.BytesIO(data))
     for info in archive.infolist():
@@ -96,7 +98,7 @@ def _zip(data: bytes, budget: Budget) -> Iterator[tuple[str, Iterator[bytes]]]:
             continue
         with _explained("zip"):
             file = archive.open(info)
-        yield info.filename, budget.blocks("zip", file)
+        yield zip_name(info), budget.blocks("zip", file)
 
 
 _TAR_BLOCK = 512

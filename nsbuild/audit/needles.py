@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 _NAME = re.compile(rb"[A-Za-z0-9_]")
+_PARENT = re.compile(rb"/[A-Za-z0-9_.+@~-]{1,255}\Z")
+"""What makes an absolute path the end of another one: /app/tmp/cache is not /tmp/cache, and -I/tmp/cache is."""
+_PARENT_LONGEST = 256
 _DISTINCTIVE = re.compile(r"(?=.*[0-9])(?=.*[a-z])[A-Za-z0-9._-]{10,}")
 LONGEST_PATTERN = 256
 """Bytes that a match of a pattern may have, where it is to be found across the edge of a buffer."""
@@ -71,7 +74,7 @@ class Matcher:
         sought = [*self._searched, *literals]
         self._any = BytesAhoCorasick(sought, matchkind=MatchKind.LeftmostFirst) if sought and all(sought) else None
         longest = max((len(text) for text in texts), default=0)
-        self.overlap = 1 + max(longest, LONGEST_PATTERN if self._patterns else 0)
+        self.overlap = 1 + max(longest + _PARENT_LONGEST, LONGEST_PATTERN if self._patterns else 0)
         """Bytes around a match that must be seen together with it."""
 
     def anywhere(self, data: bytes) -> bool:
@@ -86,8 +89,8 @@ class Matcher:
         """Every match that begins, or whose innermost needle begins, at an offset of [low, high): so that buffers
         that overlap by `overlap` on either side find each once.
 
-        In `text` a name that merely begins as a needle does is another name: /tmp/cached is not /tmp/cache. In other
-        data nothing tells where a string ends.
+        In `text` a name that merely begins or ends as a needle does is another name: neither /tmp/cached nor
+        /app/tmp/cache is /tmp/cache. In other data nothing tells where a string begins and ends.
         """
         for inner in self._searched:
             at = data.find(inner, low)
@@ -111,7 +114,9 @@ class Matcher:
             if where < 0 or start < 0 or data[start:end] != needle.text:
                 continue
             if text and (
-                _NAME.match(data, end) or (start > 0 and _NAME.match(needle.text) and _NAME.match(data, start - 1))
+                _NAME.match(data, end)
+                or (start > 0 and _NAME.match(needle.text) and _NAME.match(data, start - 1))
+                or (needle.text[:1] == b"/" and _PARENT.search(data[max(start - _PARENT_LONGEST, 0) : start]))
             ):
                 continue
             return Match(start, needle.place)

@@ -216,7 +216,7 @@ def _unzip(file: IO[bytes], writer: TreeWriter, limit: _Limit, outward_links: bo
     with zipfile.ZipFile(file) as zipped:
         for member in zipped.infolist():
             limit.member()
-            name = _zip_name(member)
+            name = zip_name(member)
             if member.flag_bits & 0x1:
                 raise NameRefused(f"{name!r} is encrypted")
             mtime = _zip_time(member)
@@ -233,7 +233,7 @@ def _unzip(file: IO[bytes], writer: TreeWriter, limit: _Limit, outward_links: bo
                 raise NameRefused(f"{name!r} is neither a file, a directory nor a link")
 
 
-def _zip_name(member: zipfile.ZipInfo) -> str:
+def zip_name(member: zipfile.ZipInfo) -> str:
     """On Unix a name without the UTF-8 flag is bytes, which zipfile takes for those of an IBM PC."""
     name = member.orig_filename
     if member.create_system == 3 and not member.flag_bits & 0x800:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import lzma
 import os
 import py_compile
+import shutil
 import subprocess
 import sys
-import tarfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import zstandard
+from support.archives import tarred, zipped
 
 from nsbuild.audit.audit import AuditOptions, audit
 from nsbuild.audit.finding import Finding, Report, Severity
@@ -60,6 +59,9 @@ TEXTS = {
     "lib/site-packages/easy-install.pth": ("pth", BREAKS),
     "lib/site-packages/old.egg-link": ("pth", BREAKS),
     "lib/site-packages/__editable___pkg_1_0_finder.py": ("finder", BREAKS),
+    "lib/site-packages/_mesonpy_editable_loader.py": ("finder", BREAKS),
+    "lib/site-packages/_skbuild_pkg_editable.py": ("finder", BREAKS),
+    "lib/site-packages/_editable_impl_pkg.pth": ("pth", BREAKS),
     "lib/site-packages/pkg-1.0.dist-info/direct_url.json": ("direct-url", STALE),
     "lib/site-packages/pkg-1.0.dist-info/RECORD": ("record", STALE),
     "lib/site-packages/pkg.egg-info/SOURCES.txt": ("record", STALE),
@@ -143,7 +145,7 @@ def test_what_pip_and_venv_leave(build: Path) -> None:
         )
     text(build / "packages/flat/flat/__init__.py", "def main(): pass\n")
     text(build / "packages/flat/flat/sub/__init__.py", "")
-    text(build / "packages/plain/plain.py", "def main(): pass\n")
+    text(build / "packages/plain/plain.py", f"HERE = '{build}'\ndef main(): pass\n")
     run(sys.executable, "-m", "venv", build / "env")
     pip: list[str | Path] = [
         build / "env/bin/python",
@@ -157,7 +159,13 @@ def test_what_pip_and_venv_leave(build: Path) -> None:
     run(*pip, "setuptools", "wheel")
     run(*pip, "--no-build-isolation", "--config-settings", "editable_mode=strict", "-e", build / "packages/flat")
     run(*pip, "--no-build-isolation", build / "packages/plain")
+    build_wheel: list[str | Path] = [*pip[:3], "wheel", *pip[4:], "--no-build-isolation", "-w", build / "wheels"]
+    run(*build_wheel, build / "packages/plain")
+    setup = ("-c", "import setuptools; setuptools.setup()", "bdist_egg", "--dist-dir", build / "eggs")
+    run(build / "env/bin/python", *setup, cwd=build / "packages/plain")
     report = found(build)
+    packed = {(Path(one.file).suffix, one.member, one.kind) for one in report.findings if one.member}
+    assert {(".whl", "plain.py", "text"), (".egg", "plain.py", "text")} <= packed
     by_kind = {
         kind: [one.file for one in report.findings if one.kind == kind and one.file.startswith("env/")]
         for kind in ("shebang", "pyvenv", "direct-url", "pth", "finder", "symlink")
@@ -167,24 +175,6 @@ def test_what_pip_and_venv_leave(build: Path) -> None:
     assert len(by_kind["direct-url"]) == 2
     assert by_kind["pth"] or by_kind["finder"], "an editable install remembers where it is"
     assert any(one.kind == "bytecode-filename" for one in report.findings if one.file.startswith("env/"))
-
-
-def zipped(members: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return out.getvalue()
-
-
-def tarred(members: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return out.getvalue()
 
 
 PACKED: dict[str, Callable[[dict[str, bytes]], bytes]] = {
@@ -208,6 +198,32 @@ def test_members_of_archives(build: Path, name: str) -> None:
     assert [(one.kind, one.severity, one.member.rpartition("!")[2], one.offset) for one in findings] == [
         ("pth", BREAKS, "x/pkg.pth", 0)
     ]
+
+
+TOOLS = {
+    "a.zip": ["zip", "-qr", "a.zip", "x"],
+    "a.jar": ["jar", "-cf", "a.jar", "x"],
+    "a.tar": ["tar", "-cf", "a.tar", "x"],
+    "a.tar.gz": ["tar", "-czf", "a.tar.gz", "x"],
+    "a.tar.xz": ["tar", "-cJf", "a.tar.xz", "x"],
+    "a.tar.zst": ["tar", "--zstd", "-cf", "a.tar.zst", "x"],
+    "long.tar.zst": ["tar", "-I", "zstd --long=27 -19", "-cf", "long.tar.zst", "x"],
+}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_what_the_tools_pack(build: Path, tmp_path: Path, name: str) -> None:
+    if shutil.which(TOOLS[name][0]) is None:
+        assert TOOLS[name][0] == "jar", f"scripts/setup installs {TOOLS[name][0]}"
+        pytest.skip("there is no jar: install a JDK")
+    text(tmp_path / "x/lib/pkg.pth", f"{build}\n")
+    text(tmp_path / "x/with space and \u00e9/run.sh", f"echo {build}\n", 0o755)
+    run(*TOOLS[name], cwd=tmp_path)
+    shutil.move(tmp_path / name, build / name)
+    report = found(build)
+    findings = {(one.member.rpartition("!")[2], one.kind) for one in report.findings if one.file == name}
+    assert findings == {("x/lib/pkg.pth", "pth"), ("x/with space and \u00e9/run.sh", "script")}
+    assert [problem for problem in report.problems if problem.file.startswith(name)] == []
 
 
 def test_a_compressed_file(build: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.archives import tarred, zipped
 
 from nsbuild.audit import Auditor, Matcher, audit_directory, needles_for
 from nsbuild.audit.audit import AuditOptions, audit
@@ -71,24 +72,6 @@ def test_a_program_with_bytes_changed(data: st.DataObject) -> None:
     file = FileAudit(Matcher(needles_for([PLACE])), "true", executable=True)
     file.feed(bytes(program))
     assert [one.place for one in file.close()[0]] == [PLACE]
-
-
-def tarred(members: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return out.getvalue()
-
-
-def zipped(members: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return out.getvalue()
 
 
 HELD = {"first.pth": f"{PLACE}\n".encode(), "noise.bin": random.Random(1).randbytes(20_000), "last.txt": b"x" * 600}

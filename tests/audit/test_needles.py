@@ -57,6 +57,13 @@ def test_the_widest_place_is_named_once() -> None:
         ("file:///tmp/cache", True),
         ("/tmp/cached", False),
         ("/tmp/cache_2", False),
+        ("/app/tmp/cache/bootsnap", False),
+        ("https://example.com/tmp/cache", False),
+        ("/srv/releases-1.2/tmp/cache", False),
+        ("-I/tmp/cache", True),
+        ("PATH=/usr/bin:/tmp/cache/bin", True),
+        ("$PREFIX/tmp/cache", True),
+        ("//tmp/cache", True),
         ("/tmp/cache-2", True),  # a name that goes on in another way may be the path and an option
     ],
 )
@@ -73,6 +80,17 @@ def test_across_every_edge() -> None:
         assert offsets(data, [cut], matcher) == whole, cut
     for cut in range(380, 430):
         assert offsets(data, list(range(cut, len(data), 7)), matcher) == whole, cut
+
+
+def test_a_parent_across_every_edge() -> None:
+    matcher = Matcher(needles_for(["/tmp/cache"]))
+    data = b"x" * 700 + b" /" + b"p" * 200 + b"/tmp/cache /tmp/cache " + b"y" * 700
+    for cut in range(600, 1000):
+        assert offsets(data, [cut, cut + 5], matcher) == [("/tmp/cache", 913, 1)], cut
+
+
+def test_a_distinctive_name_is_found_below_any_parent() -> None:
+    assert offsets(f"/private{PLACE}/x".encode(), [], Matcher(needles_for([PLACE]))) == [(PLACE, 13, 1)]
 
 
 @settings(deadline=None)

@@ -86,3 +86,23 @@ def test_the_workspace_on_the_host(site: Site) -> None:
     pack = site.buildpack(f'echo "{WORKSPACE}/app" >"$1/x.pth"')
     record = site.build(site.app(), pack).ok().record
     assert {(file, kind) for file, kind, _ in found(record)} == {("x.pth", "pth")}
+
+
+def test_the_places_of_who_builds(site: Site) -> None:
+    """A build is not told them, but an argument or a config var may."""
+    site.mkdir("own tmp")
+    app = site.app("app", **{"home.txt": f"{site.home}/x", "tmp.txt": f"file://{site.path}/own%20tmp/x", "x": "/tmp"})
+    done = site.build(app, site.buildpack(), env={"TMPDIR": f"{site.path}/own tmp"}).ok()
+    assert found(done.record) == {
+        ("home.txt", "text", str(site.home)),
+        ("tmp.txt", "text", f"{site.path}/own tmp"),
+    }
+
+
+def test_the_cache_of_a_build_is_audited_too(site: Site) -> None:
+    pack = site.buildpack('mkdir "$2/lib"; echo "$1 $2" >"$2/lib/x.pth"')
+    site.build(site.app(), pack, "--layout", "classic").ok()
+    (cache,) = site.caches()
+    done = site.nsbuild("audit", cache)
+    assert done.code == 14 and "lib/x.pth: /tmp/build_" in done.text and "lib/x.pth: /tmp/codon/tmp " in done.text
+    assert "2 breaks in 1 of " in done.text
