@@ -12,6 +12,7 @@ from nsbuild.audit.file import FileAudit
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildError
 from nsbuild.errors import ExitCode
+from nsbuild.printable import printable
 from nsbuild.record import Phase, Record
 from nsbuild.sandbox import Layout
 from nsbuild.stack import StackRoot
@@ -105,13 +106,14 @@ def judge(report: Report, fail: bool, log: Log) -> None:
     """One line of what was found, and all of it in the record. Raises BuildError for what breaks, if asked to."""
     log.record.audit = [asdict(finding) for finding in report.findings]
     log.record.audit_problems = [f"{problem.file} {problem.reason}" for problem in report.problems]
+    first = report.findings[0] if report.findings else None
+    said = f"first {printable(first.where)} ({first.kind}): it holds {printable(first.place)}" if first else ""
+    log.note(f"audit: {report.line()}{f', {said}; nsbuild audit SLUG shows all' if said else ''}.")
     breaking = report.counts()[Severity.BREAKS]
-    log.note(f"audit: {report.line()}.")
     if breaking and fail:
-        first = next(one for one in report.findings if one.severity is Severity.BREAKS)
         raise BuildError(
-            f"{breaking} paths of the build would break the app at run time, first {first.where} ({first.kind}):"
-            f" it holds {first.place}.",
+            f"The audit found {breaking} place{'' if breaking == 1 else 's'} that would break the app at run time,"
+            f" {said}.",
             "The record (--report) has all of them.",
             ExitCode.AUDIT,
         )

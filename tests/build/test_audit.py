@@ -36,6 +36,7 @@ def test_in_any_format(site: Site, output: str) -> None:
         ("large.bin", "binary", "/tmp/env"),
     }
     assert "audit: 2 breaks, 1 cosmetic in 3 of" in done.err
+    assert "first lib (symlink): it holds /tmp/cache; nsbuild audit SLUG shows all." in done.err
 
 
 def test_who_wrote_it(site: Site) -> None:
@@ -57,7 +58,7 @@ def test_fail_puts_nothing_in_place(site: Site) -> None:
     site.build(site.app(), good).ok()
     done = site.build(site.app(), bad, "--audit", "fail")
     assert done.code == 14
-    assert "1 paths of the build would break the app at run time, first x.pth (pth)" in done.err
+    assert "found 1 place that would break the app at run time, first x.pth (pth): it holds /tmp/cache." in done.err
     assert not (site.out / "x.pth").exists()
     assert found(done.record) == {("x.pth", "pth", "/tmp/cache")}
 
