@@ -223,6 +223,12 @@ def _mount_max(evidence: Evidence, step: Step) -> str:
     return f"/proc/sys/fs/mount-max is {value}, and {evidence.mounts} mounts are visible here"
 
 
+def _unmapped_mount(evidence: Evidence, step: Step) -> str:
+    if step.call.split(" ")[0] != "mount_setattr":
+        return ""
+    return f"mount_setattr with MOUNT_ATTR_IDMAP, on Linux {evidence.kernel[0]}.{evidence.kernel[1]}"
+
+
 TABLE: tuple[Restriction, ...] = (
     Restriction(
         "no-proc", REFUSED, (), (), lambda e, s: "" if e.proc_mounted else "/proc/self does not exist",
@@ -372,8 +378,13 @@ TABLE: tuple[Restriction, ...] = (
     ),
     Restriction(
         "mount-setattr", DEGRADED, ("mount_setattr",), (errno.ENOSYS,), _hidden_setattr,
-        "There is no mount_setattr (Linux 5.12): mounts become read-only one by one, root-owned files are copied.",
+        "There is no mount_setattr (Linux 5.12): mounts become read-only one by one, what root owns cannot be lent.",
         fixes.say("Nothing needs fixing; a newer kernel, or container runtime, is faster."),
+    ),
+    Restriction(
+        "root-owned", REFUSED, (TAKE_MOUNTS,), (errno.EINVAL, errno.ENOSYS), _unmapped_mount,
+        "What root owns cannot be lent to the build's user: this kernel or this filesystem has no idmapped mounts.",
+        fixes.say("Give BUILD_DIR and CACHE_DIR to an ordinary user, chown -R USER DIR: the build runs as that one."),
     ),
     Restriction(
         "mount-max", REFUSED, (*MOUNTS, TAKE_MOUNTS), (errno.ENOSPC,), _mount_max,

@@ -22,8 +22,10 @@ from typing import Any
 import prctl
 import pyseccomp
 import pytest
+from support.processes import ROOT
+from support.rooms import Room
 
-from nsbuild.sandbox import fixes, kernel, privileges, seccomp
+from nsbuild.sandbox import Launcher, fixes, kernel, privileges, seccomp
 from nsbuild.sandbox.evidence import collect
 from nsbuild.sandbox.outcome import LaunchError
 from nsbuild.sandbox.probe import diagnose, explain, probe
@@ -354,6 +356,30 @@ def test_mount_max(under: Under) -> None:
     report = under("mount-max", error=["attach the root", "move_mount", "/", errno.ENOSPC, "No space left on device"])
     assert (codes(report), report["exit"]) == (["mount-max"], 2)
     assert "fs.mount-max" in report["explained"][0] and "fs.mount-max" in report["explained"][1]
+
+
+def test_what_root_owns_where_nothing_can_be_mapped(ground: str) -> None:
+    if not ROOT:
+        pytest.skip("needs root")
+    # As on any filesystem before Linux 5.12, which is what the variant root@5.10 of vm/matrix is.
+    subprocess.run(["mount", "-t", "ramfs", "ramfs", ground], check=True)
+    try:
+        os.chmod(ground, 0o755)
+        room = Room(ground, "root-owned")
+
+        def action(launcher: Launcher) -> tuple[str, str]:
+            try:
+                room.seen(launcher, "true")
+            except LaunchError as error:
+                return error.call, str(explain(error))
+            return "", "it ran"
+
+        call, said = room.run(action)
+        assert call == "mount_setattr"
+        assert "What root owns" in said and "chown -R" in said
+        assert sorted(os.listdir(room.workspace)) == ["app", "cache", "env", "tmp", "var-tmp"]
+    finally:
+        subprocess.run(["umount", ground], check=True)
 
 
 def test_initramfs(under: Under) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from support.processes import ROOT
-from support.rooms import filesystem
+from support.rooms import unmappable
 from support.sites import PERSON, Result, Site
 
 WAYS = ("user", "root", "root-owned")
@@ -114,9 +114,7 @@ def against(way: str, path: Path) -> str:
         return "needs root"
     if way == "user" and PERSON == 0:
         return "an ordinary user cannot read our interpreter"
-    if way == "root-owned" and filesystem(str(path)) not in ("ext4", "xfs", "btrfs", "f2fs"):
-        return f"{filesystem(str(path))} cannot be mounted idmapped"
-    return ""
+    return unmappable(str(path)) if way == "root-owned" else ""
 
 
 def install(site: Site) -> Path:

@@ -237,8 +237,8 @@ def reason_against(way: str, base: str) -> str:
     """Why this way cannot be gone here; empty when it can."""
     if way.startswith("root") and not ROOT:
         return "needs root"
-    if way == "root-owned" and filesystem(base) not in ("ext4", "xfs", "btrfs", "f2fs"):
-        return f"{filesystem(base)} cannot be mounted idmapped"
+    if way == "root-owned" and (reason := unmappable(base)):
+        return reason
     if way == "user-isolated" and ROOT:
         import prctl
 
@@ -246,6 +246,14 @@ def reason_against(way: str, base: str) -> str:
         if hidden := [path for path in needed if not _readable_by_all(path)]:
             return f"an ordinary user cannot read {hidden[0]}"
     return ""
+
+
+def unmappable(path: str) -> str:
+    """Why what root owns there cannot be shown as somebody else's; empty when it can."""
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (5, 12):
+        return "Linux before 5.12 has no idmapped mounts"
+    kind = filesystem(path)
+    return "" if kind in ("ext4", "xfs", "btrfs", "f2fs") else f"{kind} cannot be mounted idmapped"
 
 
 def filesystem(path: str) -> str:

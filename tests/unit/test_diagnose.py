@@ -230,6 +230,13 @@ ROWS: list[tuple[str, Step, Evidence, str, tuple[str, str, str]]] = [
         ("5.12", "Linux 5.10", "newer kernel"),
     ),
     (
+        "root-owned",
+        fails("take the mounts", errno.ENOSYS, "mount_setattr"),
+        having(kernel=(5, 10), root=True),
+        "refused",
+        ("root owns", "Linux 5.10", "chown"),
+    ),
+    (
         "mount-max",
         fails("bind", errno.ENOSPC, "move_mount", "/"),
         having({"fs.mount-max": 50}, mounts=48),
@@ -548,6 +555,7 @@ REAL = {
     "not-dumpable": "test_not_dumpable",
     "initramfs": "test_initramfs",
     "mount-setattr": "test_no_mount_setattr",
+    "root-owned": "test_what_root_owns_where_nothing_can_be_mapped",
     "mount-max": "test_mount_max",
     "noexec": "test_noexec",
     "unknown": "test_what_cannot_be_told",
