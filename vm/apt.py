@@ -11,6 +11,7 @@ from pathlib import Path
 from vm.errors import Unavailable
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+TRUST = f"signed-by={KEYRING}"
 ARCHITECTURE = "amd64"
 
 
@@ -42,6 +43,15 @@ def run(command: Sequence[str | Path], **options: str | Path) -> str:
     return done.stdout
 
 
+def bound(command: Sequence[str | Path]) -> list[str | Path]:
+    """`command`, to end when we do, with all that it has started and mounted where we are root.
+
+    What a killed mmdebstrap leaves mounted in its directory would be removed with that.
+    """
+    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
+    return ["setpriv", "--pdeathsig", "KILL", "--", *(namespaces if os.geteuid() == 0 else ()), *command]
+
+
 class Apt:
     """One suite of Debian's, with lists and state in `directory`, which the caller removes."""
 
@@ -52,7 +62,7 @@ class Apt:
             (directory / name).mkdir(parents=True)
         if not os.path.exists(KEYRING):
             raise Unavailable(f"{KEYRING} is not there.", "apt-get install debian-archive-keyring")
-        source = f"deb [arch={ARCHITECTURE} signed-by={KEYRING}] {mirror()} {suite} main\n"
+        source = f"deb [arch={ARCHITECTURE} {TRUST}] {mirror()} {suite} main\n"
         (directory / "etc/sources.list").write_text(source)
         self._options = [
             f"-oDir::State={directory}/state",

@@ -37,7 +37,7 @@ def run(
     words = command or ("bash", "-l")
     ended = boot(kernel, words, _conditions(variant), net=net, shell=shell, timeout=timeout, results=results)
     if ended.status is None:
-        raise Unavailable(f"The VM ended before the command did.\n{ended.console}")
+        raise Unavailable(f"The VM ended before the command did. {ended.why()}")
     sys.exit(ended.status)
 
 
@@ -64,8 +64,9 @@ def matrix(names: tuple[str, ...], junit: Path | None, timeout: float, listing: 
     verdicts = []
     for number, variant in enumerate(chosen, 1):
         click.echo(f"vm: {number}/{len(chosen)} {variant.name}", err=True)
-        verdicts.append(running.run(variant, timeout))
-        for sentence in verdicts[-1].wrong:
+        verdicts.append(verdict := running.run(variant, timeout))
+        click.echo(f"vm: {variant.name} was {verdict.word} after {verdict.seconds:.0f} seconds", err=True)
+        for sentence in verdict.wrong:
             click.echo(f"vm: {variant.name}: {sentence}", err=True)
         if junit is not None:
             running.junit(verdicts, junit)

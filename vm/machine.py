@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,11 +38,19 @@ ATTEMPTS = 4
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: the command's status, None when the VM never told; what it printed; seconds in all."""
+    """How a run ended: the command's status, None when the VM never told; the VM's seconds; its console.
+
+    `how` is what became of a VM that never told, in a sentence.
+    """
 
     status: int | None
     seconds: float
     console: str
+    how: str = ""
+
+    def why(self) -> str:
+        """For a person: what became of the VM, and its last words."""
+        return f"{self.how}\nThe end of its console:\n{self.console.strip()[-8000:] or '(nothing)'}"
 
 
 def accelerator() -> str:
@@ -65,22 +73,41 @@ def boot(
 ) -> Ended:
     """Run `command` in a VM. What it leaves in $VM_RESULTS is unpacked into `results`, a directory.
 
-    Its output is written as it comes (default: ours). Raises Unavailable when no VM can be started or it took more
-    than `timeout` seconds.
+    Its output is written as it comes (default: ours). A VM that dies or takes more than `timeout` seconds in all has
+    no status. Raises Unavailable when none can be started.
     """
+    if shutil.which(QEMU) is None:
+        raise Unavailable(f"{QEMU} is not installed here.", "vm/setup installs it.")
+    tar, image = rootfs.get()
+    chosen = kernels.get(kernel)
+    disks = Disks(chosen.image, initramfs.get(chosen, tar), image)
+    began = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
-        ended = _boot(kernel, command, conditions, net, shell, timeout, results, stdout, stderr)
-        if ended.status is not None or STARTED in ended.console:
-            return ended
+        with _unnamed() as disk:
+            job.write(disk, kernel, command, conditions, net, shell)
+            left = timeout - (time.monotonic() - began)
+            ended = _boot(disks, disk, conditions.command_line, net, shell, left, results, stdout, stderr)
+        if ended.status is not None or STARTED in ended.console or time.monotonic() - began > timeout:
+            break
         # TCG is not perfect: now and then a kernel dies before it comes to process 1.
         click.echo(f"vm: the kernel {kernel} died before the command was started (attempt {attempt})", err=True)
-    raise Unavailable(f"The kernel does not come up.\n{ended.console}")
+        click.echo(ended.why(), err=True)
+    return replace(ended, seconds=time.monotonic() - began)
+
+
+@dataclass(frozen=True)
+class Disks:
+    """What QEMU reads: a kernel, its initramfs, the image."""
+
+    kernel: Path
+    initramfs: Path
+    image: Path
 
 
 def _boot(
-    kernel: str,
-    command: Sequence[str],
-    conditions: Conditions,
+    disks: Disks,
+    disk: BinaryIO,
+    command_line: str,
     net: bool,
     shell: bool,
     timeout: float,
@@ -88,13 +115,8 @@ def _boot(
     stdout: BinaryIO | None,
     stderr: BinaryIO | None,
 ) -> Ended:
-    if shutil.which(QEMU) is None:
-        raise Unavailable(f"{QEMU} is not installed here.", "vm/setup installs it.")
-    tar, image = rootfs.get()
-    chosen = kernels.get(kernel)
     began = time.monotonic()
-    with _unnamed() as disk, _unnamed() as answer, _unnamed() as console:
-        job.write(disk, kernel, command, conditions, net, shell)
+    with _unnamed() as answer, _unnamed() as console:
         answer.truncate(RESULTS)
         kinds = accelerator()
         # QEMU takes a descriptor of a set only for what it was opened for, and looks at a disk before it writes.
@@ -103,22 +125,12 @@ def _boot(
         fds = [*readable, answer.fileno(), written]
         qemu = [
             *("setpriv", "--pdeathsig", "KILL", "--", QEMU),
-            *(
-                "-accel",
-                kinds,
-                "-cpu",
-                PROCESSOR if kinds == "tcg" else "host",
-                "-M",
-                "q35",
-                "-smp",
-                "2",
-                "-m",
-                str(MEMORY),
-            ),
+            *("-accel", kinds, "-cpu", PROCESSOR if kinds == "tcg" else "host", "-M", "q35"),
+            *("-smp", "2", "-m", str(MEMORY)),
             *("-nodefaults", "-display", "none", "-no-reboot", "-no-user-config"),
-            *("-kernel", str(chosen.image), "-initrd", str(initramfs.get(chosen, tar))),
-            *("-append", f"{COMMAND_LINE} {conditions.command_line}".strip()),
-            *("-drive", f"file={image},if=virtio,format=raw,snapshot=on,cache=unsafe"),
+            *("-kernel", str(disks.kernel), "-initrd", str(disks.initramfs)),
+            *("-append", f"{COMMAND_LINE} {command_line}".strip()),
+            *("-drive", f"file={disks.image},if=virtio,format=raw,snapshot=on,cache=unsafe"),
             *("-add-fd", f"fd={readable[0]},set=1", "-drive", "file=/dev/fdset/1,if=virtio,format=raw,readonly=on"),
             *("-add-fd", f"fd={readable[1]},set=2", "-add-fd", f"fd={answer.fileno()},set=2"),
             *("-drive", "file=/dev/fdset/2,if=virtio,format=raw,cache=unsafe"),
@@ -130,24 +142,28 @@ def _boot(
         try:
             if shell:
                 qemu += ["-chardev", "stdio,id=c1,signal=off", "-serial", "chardev:c1", "-serial", "null"]
-                subprocess.run(qemu, pass_fds=fds, check=False, timeout=timeout)
+                code = subprocess.run(qemu, pass_fds=fds, check=False, timeout=timeout).returncode
             else:
-                _relay(qemu, fds, timeout, stdout or sys.stdout.buffer, stderr or sys.stderr.buffer)
+                code = _relay(qemu, fds, timeout, stdout or sys.stdout.buffer, stderr or sys.stderr.buffer)
+            how = f"QEMU ended with {code} after {time.monotonic() - began:.0f} seconds."
         except subprocess.TimeoutExpired:
-            raise Unavailable(f"The VM ran for more than {timeout:g} seconds.\n{_tail(console)}") from None
+            how = f"The VM was ended after {timeout:.0f} seconds, the time that it had."
         finally:
             for descriptor in (*readable, written):
                 os.close(descriptor)
         status = job.take(answer, results)
-        return Ended(status, time.monotonic() - began, _tail(console))
+        return Ended(status, time.monotonic() - began, _read(console), how)
 
 
 def _unnamed() -> BinaryIO:
     return tempfile.TemporaryFile(dir=os.environ.get("TMPDIR") or "/var/tmp")
 
 
-def _relay(qemu: list[str], fds: list[int], timeout: float, stdout: BinaryIO, stderr: BinaryIO) -> None:
-    """Run QEMU and write what comes from its second and third serial line to `stdout` and `stderr`."""
+def _relay(qemu: list[str], fds: list[int], timeout: float, stdout: BinaryIO, stderr: BinaryIO) -> int:
+    """Run QEMU and write what comes from its second and third serial line to `stdout` and `stderr`.
+
+    Returns what it exits with. Raises subprocess.TimeoutExpired.
+    """
     pipes = [os.pipe(), os.pipe()]
     for number, (_, writing) in enumerate(pipes, 1):
         qemu += ["-add-fd", f"fd={writing},set={10 + number}"]
@@ -166,7 +182,8 @@ def _relay(qemu: list[str], fds: list[int], timeout: float, stdout: BinaryIO, st
             for (reading, _), target in zip(pipes, (stdout, stderr), strict=True):
                 selector.register(reading, selectors.EVENT_READ, target)
             while selector.get_map():
-                if not (ready := selector.select(deadline - time.monotonic())):
+                # With nothing to wait for, select looks only.
+                if not (ready := selector.select(max(0, deadline - time.monotonic()))):
                     raise subprocess.TimeoutExpired(qemu, timeout)
                 for key, _ in ready:
                     if chunk := os.read(key.fd, 1 << 16):
@@ -174,7 +191,7 @@ def _relay(qemu: list[str], fds: list[int], timeout: float, stdout: BinaryIO, st
                         key.data.flush()
                     else:
                         selector.unregister(key.fd)
-        process.wait(deadline - time.monotonic())
+        return process.wait(max(0, deadline - time.monotonic()))
     finally:
         process.kill()
         process.wait()
@@ -182,6 +199,6 @@ def _relay(qemu: list[str], fds: list[int], timeout: float, stdout: BinaryIO, st
             os.close(reading)
 
 
-def _tail(console: BinaryIO) -> str:
+def _read(console: BinaryIO) -> str:
     console.seek(0)
-    return console.read().decode(errors="replace")[-8000:]
+    return console.read().decode(errors="replace")

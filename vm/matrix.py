@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from vm.machine import boot
+from vm import cache
+from vm.machine import Ended, boot
 from vm.variants import Variant
 
 CHECK = "/run/job/check"
@@ -29,40 +29,46 @@ class Verdict:
     tests: str
     seconds: float
 
+    @property
+    def word(self) -> str:
+        """For the table."""
+        return "WRONG" if self.wrong else "as expected"
+
 
 def run(variant: Variant, timeout: float) -> Verdict:
     """Boot a VM for it and judge its answers. Raises Unavailable when none can be had."""
-    with tempfile.TemporaryDirectory() as directory:
-        results = Path(directory)
-        with (results / "output").open("w+b") as output:
-            began = time.monotonic()
-            # Root's job is to run a container's command: $VM_RESULTS and /run/job are in it too.
-            command = ["bash", CHECK, *variant.tests]
-            ended = boot(
-                variant.kernel,
-                command,
-                variant.conditions,
-                timeout=timeout,
-                results=results,
-                stdout=output,
-                stderr=output,
-            )
-            seconds = time.monotonic() - began
-            output.seek(0)
-            said = output.read().decode(errors="replace")
-        return judge(variant, results, ended.status, said + (ended.console if ended.status is None else ""), seconds)
+    # Not in /tmp: what a killed matrix leaves there nobody would remove.
+    with cache.scratch() as results, tempfile.TemporaryFile() as output:
+        # Root's job is to run a container's command: $VM_RESULTS and /run/job are in it too.
+        command = ["bash", CHECK, *variant.tests]
+        ended = boot(
+            variant.kernel,
+            command,
+            variant.conditions,
+            timeout=timeout,
+            results=results,
+            stdout=output,
+            stderr=output,
+        )
+        output.seek(0)
+        said = output.read().decode(errors="replace")[-3000:]
+        return judge(variant, results, ended, said)
 
 
-def judge(variant: Variant, results: Path, status: int | None, said: str, seconds: float) -> Verdict:
+def judge(variant: Variant, results: Path, ended: Ended, said: str) -> Verdict:
     """The verdict on files that guest/check has left in `results`. Pure, but that it reads them."""
     wrong = list(_wrong(variant, results))
-    if status != 0:
-        wrong.insert(0, f"the check ended with {status}: {said[-3000:]}")
+    if ended.status is None:
+        wrong = [f"the VM ended before the check did, which said: {said}\n{ended.why()}"]
+    elif ended.status:
+        wrong.insert(0, f"the check ended with {ended.status}: {said}")
     build = _read(results / "build.status")
     outcome = "builds" if build == "0" else f"refuses ({build})" if build else "?"
     if _compiled(results) == "direct":
         outcome += ", falls back"
-    return Verdict(variant, tuple(wrong), ", ".join(_codes(results)) or "well", outcome, _counted(results), seconds)
+    return Verdict(
+        variant, tuple(wrong), ", ".join(_codes(results)) or "well", outcome, _counted(results), ended.seconds
+    )
 
 
 def _wrong(variant: Variant, results: Path) -> Iterator[str]:
@@ -159,7 +165,7 @@ def table(verdicts: Iterable[Verdict]) -> str:
         cells = (
             each.variant.conditions.name,
             each.variant.kernel,
-            "WRONG" if each.wrong else "as expected",
+            each.word,
             each.doctor,
             each.outcome,
             each.tests,

@@ -64,9 +64,10 @@ def load(text: str | None = None) -> dict[str, tuple[Variant, ...]]:
 
 
 def _variant(entry: Mapping[str, Any], kernel: str) -> Variant:
+    entry = {**entry, **entry.get("on", {}).get(kernel, {})}
     ours = {field.name for field in fields(Variant)} - {"conditions", "kernel"}
     theirs = {field.name for field in fields(Conditions)}
-    if unknown := set(entry) - ours - theirs - {"kernels"}:
+    if unknown := set(entry) - ours - theirs - {"kernels", "on"}:
         raise Unavailable(f"variants.toml: {entry['name']} has {', '.join(sorted(unknown))}, which means nothing.")
     values: dict[str, Any] = {name: _frozen(entry[name]) for name in ours & set(entry)}
     doctor = tuple(Finding(**finding) for finding in entry.get("doctor", ()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,9 +13,12 @@ import pytest
 from nsbuild.sandbox.restrictions import TABLE
 from vm import initramfs, kernels, matrix, variants
 from vm.errors import Unavailable
+from vm.machine import Ended
 from vm.matrix import SAID, Verdict, judge
 from vm.variants import Variant
 
+ROOT = Path(__file__).parent.parent.parent
+PAGE = (ROOT / "docs/kernels.md").read_text()
 SENTENCE = "The limit user.max_user_namespaces leaves no user namespace for this user."
 FIX = "echo 'user.max_user_namespaces = 15000' >> /etc/sysctl.d/90-nsbuild.conf"
 (PLAIN,) = (variant for variant in variants.load()["plain"] if variant.kernel == "6.12")
@@ -61,7 +65,7 @@ def refused(**changed: str | None) -> dict[str, str | None]:
 
 
 def verdict(variant: Variant, results: Path) -> Verdict:
-    return judge(variant, results, 0, "", 12.0)
+    return judge(variant, results, Ended(0, 12.0, ""), "")
 
 
 def test_all_as_expected(answer: Answer) -> None:
@@ -103,9 +107,9 @@ def test_what_is_not_as_expected_is_said(
 
 
 def test_a_vm_that_ended_too_early_is_wrong(answer: Answer) -> None:
-    assert judge(PLAIN, answer(tests_status="0"), None, "Kernel panic", 1.0).wrong == (
-        "the check ended with None: Kernel panic",
-    )
+    died = Ended(None, 1.0, "Kernel panic", "QEMU ended with 0 after 1 seconds.")
+    (said,) = judge(PLAIN, answer(tests_status="0"), died, "half a line").wrong
+    assert all(words in said for words in ("ended before the check did", "half a line", died.how, "Kernel panic"))
 
 
 def test_junit_and_table(answer: Answer, tmp_path: Path) -> None:
@@ -132,6 +136,13 @@ def test_every_variant_is_of_known_kernels_and_restrictions() -> None:
             assert set(variant.notes) <= codes | {"supplementary-groups"}
 
 
+def test_a_variant_may_differ_on_a_kernel() -> None:
+    text = '[[variant]]\nname = "x"\nkernels = ["5.10", "6.12"]\nuser = "root"\non."5.10" = { compile = "direct" }\n'
+    old, new = variants.load(text)["x"]
+    assert (old.compile, new.compile) == ("direct", "sandbox")
+    assert old.conditions == new.conditions
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -143,6 +154,24 @@ def test_every_variant_is_of_known_kernels_and_restrictions() -> None:
 def test_a_mistake_in_a_variant_is_said(line: str, words: str) -> None:
     with pytest.raises(Unavailable, match=words):
         variants.load(f'[[variant]]\nname = "x"\nkernels = ["6.12"]\n{line}\n')
+
+
+def test_the_page_has_what_the_matrix_printed_of_every_variant() -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in PAGE.splitlines() if line.startswith("| ")]
+    shown = [(name, kernel, verdict) for name, kernel, verdict in rows if kernel in kernels.suites()]
+    every = [each for group in variants.load().values() for each in group]
+    assert set(shown) <= {(each.conditions.name, each.kernel, "as expected") for each in every}
+
+
+def test_the_page_names_tests_and_variants_that_there_are() -> None:
+    _, _, shown = PAGE.partition("## Where each restriction is shown")
+    names = re.findall(r"`((?:tests|vm)/[a-z_/0-9]+\.py)::(test_[a-z_0-9]+)`", shown)
+    assert len(names) > 20
+    for path, name in names:
+        assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+    lines = [line for line in shown.splitlines() if line.startswith("| ")]
+    named = {word for line in lines for word in re.findall(r"`([a-z][a-z-]+)`", line)}
+    assert named == set(variants.load())
 
 
 def test_every_kernel_is_locked() -> None:
