@@ -64,7 +64,13 @@ def _asks(function: Function) -> Function:
     options = [
         flags_option,
         click.option("--attr", "words", multiple=True, metavar="NAME=VALUE", help="What rules may ask for."),
-        click.option("--path", "override", default="", metavar="PATH", help="Decided: direct, shadow or namespace."),
+        click.option(
+            "--path",
+            "override",
+            default="",
+            metavar="PATH",
+            help="As if decided by hand: direct, shadow or namespace.",
+        ),
         json_option,
     ]
     for option in reversed(options):
@@ -104,8 +110,13 @@ def _decision(app: str, flags: str | None, words: tuple[str, ...], override: str
 @flags_option
 @click.option("--namespace", metavar="PERCENT", help="Apps that are built and shipped from the namespace.")
 @click.option("--shadow", metavar="PERCENT", help="Apps up to that share, beyond --namespace, that are built twice.")
-@click.option("--allow", multiple=True, metavar="APP[=PATH]", help="Whatever the percentage; PATH: the namespace.")
-@click.option("--deny", multiple=True, metavar="APP", help="Direct, whatever else is said.")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="APP[=PATH]",
+    help="This path, whatever the percentage; without PATH: namespace.",
+)
+@click.option("--deny", multiple=True, metavar="APP", help="Direct, whatever rules and percentages say.")
 @click.option("--forget", multiple=True, metavar="APP", help="Take it off both lists.")
 @click.option("--expires", metavar="TIME", help="When the file stops counting: 2030-01-31T12:00:00Z, or never.")
 @click.option("--kill", is_flag=True, help="Everything goes direct, from now on, whatever the flags file holds.")
@@ -137,7 +148,7 @@ def set_(flags: str | None, kill: bool, unkill: bool, why: str, **options: Any) 
     click.echo(f"{file}: {edit.apply(file, change, why)}")
 
 
-@rollout.command()
+@rollout.command(short_help="How it stands: the switch, the shares, and what has come of the builds.")
 @flags_option
 @json_option
 def status(flags: str | None, as_json: bool) -> None:
@@ -152,7 +163,10 @@ def status(flags: str | None, as_json: bool) -> None:
 @rollout.command()
 @flags_option
 @click.option(
-    "--cap", type=click.IntRange(min=0), metavar="APPS", help="So many broken ones stop it. Default 5; 0: no."
+    "--cap",
+    type=click.IntRange(min=0),
+    metavar="APPS",
+    help="So many broken apps stop it, whatever the evidence. Default 5; 0: never.",
 )
 @click.option("--dry-run", is_flag=True, help="Stop nothing.")
 @json_option
@@ -175,7 +189,7 @@ def check(flags: str | None, cap: int | None, dry_run: bool, as_json: bool) -> i
     return codes[checked.verdict.state]
 
 
-@rollout.command()
+@rollout.command(short_help="Write one HTML page with the numbers of status, and the guard's.")
 @flags_option
 @click.option("-o", "--output", required=True, metavar="FILE", help="The page, which is replaced at once.")
 def report(flags: str | None, output: str) -> None:
@@ -202,7 +216,7 @@ def report(flags: str | None, output: str) -> None:
     "--otlp", metavar="URL", help="Send them to a collector, http://HOST:4318/v1/metrics, and print nothing."
 )
 def metrics(flags: str | None, output: str | None, otlp: str | None) -> None:
-    """Print the same numbers for Prometheus."""
+    """Print the numbers of status for Prometheus, or send them to a collector."""
     from nsbuild.rollout.metrics import as_prometheus
     from nsbuild.rollout.status import read_status
 

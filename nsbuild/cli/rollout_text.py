@@ -22,7 +22,7 @@ def chain(decision: Decision) -> str:
 
 def standing(status: Status) -> str:
     """A screen: the switch, the flags, the numbers."""
-    lines = [f"KILLED: every build goes direct, since {status.killed}."] if status.killed else []
+    lines = [f"KILLED: every build goes direct, because {status.killed}."] if status.killed else []
     lines.append(f"flags      {status.file}{f', {status.flags[:19]}' if status.flags else ''}")
     if status.problem:
         lines.append(f"           {status.problem}")
@@ -36,6 +36,7 @@ def standing(status: Status) -> str:
         told = ", ".join(map(str, status.edit.get("change", ())))
         lines.append(f"last edit  {status.edit.get('when')} by {status.edit.get('who')}: {told}")
         lines.append(f"           {status.edit.get('why')}")
+    lines.append(f"state      {status.state}")
     ledger = status.ledger
     if ledger.first is None or ledger.last is None:
         return "\n".join([*lines, "ledger     no build is in it"])

@@ -179,10 +179,10 @@ def _compile(job: Mapping[str, Any]) -> Built:
 
 def _held(app: str, place: str, exports: Sequence[Path]) -> str:
     """What the buildpacks before this one, which were shipped direct, have left that works at their path alone."""
-    found = audit(app, AuditOptions(paths=[place])) if place.count("/") > 1 else None
-    broken = (
-        [f"{one.where} ({one.kind})" for one in found.findings if one.severity is Severity.BREAKS] if found else []
-    )
+    if place.count("/") == 1:  # /app, say, is no place of a build's own
+        return ""
+    ours = [one for one in audit(app, AuditOptions(paths=[place])).findings if one.place.startswith(place)]
+    broken = [f"{one.where} ({one.kind})" for one in ours if one.severity is Severity.BREAKS]
     broken += ["an export" for export in exports if os.fsencode(place) in export.read_bytes()]
     if not broken:
         return ""

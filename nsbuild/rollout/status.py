@@ -25,7 +25,7 @@ class Status:
     """`killed` is why every build goes direct, empty when it does not. `flags` is the digest of the flags file,
     `problem` why it cannot be used. `shares` are those below which an app goes `namespace` or `shadow`, 0 to 1, None
     where the file has a rule of its own. `expires` is in UTC, `edit` the last entry of the log. `spooled` are the
-    lines that wait for the ledger, `rejected` those without meaning.
+    lines that wait for the ledger, `rejected` those without meaning. `state` is the directory of all of that.
     """
 
     killed: str
@@ -35,6 +35,7 @@ class Status:
     shares: Mapping[str, float] | None
     expires: str
     edit: Mapping[str, Any] | None
+    state: str
     ledger: Summary
     spooled: int
     rejected: int
@@ -58,6 +59,7 @@ def read_status(flags_file: str, state: Path, ledger: Ledger, now: datetime) -> 
         shares=None if shares is None else {"namespace": shares[0] / BUCKETS, "shadow": shares[1] / BUCKETS},
         expires="" if flags is None or flags.expires is None else flags.expires.astimezone(UTC).isoformat(),
         edit=log[-1] if log else None,
+        state=str(state),
         ledger=numbers,
         spooled=sum(_lines(path) for path in state.glob("spool*.jsonl")),
         rejected=_lines(state / spool.REJECTED),

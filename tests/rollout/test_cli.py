@@ -153,7 +153,7 @@ def test_status_for_people(flags: str, tmp_path: Path, capsys: Capture) -> None:
     Path(f"{flags}.kill").touch()
     assert run("status", "--rollout", flags) == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"KILLED: every build goes direct, since {flags}.kill exists.\n")
+    assert text.startswith(f"KILLED: every build goes direct, because {flags}.kill exists.\n")
     assert "is no JSON" in text
 
 

@@ -263,6 +263,7 @@ def test_a_call_of_a_chain_that_cannot_be_repeated_elsewhere_is_skipped(shadow: 
     """What the buildpack before it has left works where the builder builds, and nowhere else."""
     builder = shadow.builder
     first = builder.pack('printf "#!%s/sh\\n" "$1" > "$1/tool"; chmod 755 "$1/tool"; cp /bin/sh "$1/sh"', "first")
+    builder.site.write("build/not-ours", "#!/no/such/interpreter", 0o755)
     second = builder.pack('"$1/tool"; cp "$1/tool" "$1/again"', "second")
     for pack, result in ((first, "same"), (second, "skipped")):
         shadow.compile(pack=pack).ok()
