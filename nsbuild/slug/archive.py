@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from nsbuild.slug import tar
 from nsbuild.slug.bytecode import Bytecode
 from nsbuild.tree.beneath import open_root
-from nsbuild.tree.copy import open_regular
+from nsbuild.tree.copy import open_whatever
 from nsbuild.tree.descent import Descent, Identity, identity
 from nsbuild.tree.walk import Event, Prune, walk
 
@@ -194,7 +194,7 @@ class _Writer:
         if name.endswith(".py") and self._bytecode.knows(self._descent.fd, name, info):
             time = int(info.st_mtime)
         try:
-            fd = open_regular(self._descent.fd, name, unlock=self._own)
+            fd = open_whatever(self._descent.fd, name, unlock=self._own)
         except OSError as error:
             if isinstance(error, PermissionError) and not self._own:
                 self._unread.append(self._descent.shown(name))
