@@ -82,14 +82,18 @@ def elf_paths(data: bytes) -> Iterator[tuple[str, str]]:
 
 
 _TAR_MAGIC = re.compile(rb"ustar[ \0]")
-_FIRST = frozenset(b"P\x1fB\xfd\x28")
+_FIRST = frozenset(b"P\x1fB\xfd\x28#")
+HEAD = 1 << 14
+"""Bytes that tell what a file is. The script before an executable jar of Spring Boot has 10 kB."""
 
 
 def container(head: bytes) -> str:
-    """`zip`, `gzip`, `tar` (also bzip2, xz, zstd: `compressed`) by what a file begins with, or ``."""
+    """By how a file begins: `zip` (also after a script: a zipapp), `gzip`, `tar`, `compressed` (bzip2, xz, zstd), or
+    ``.
+    """
     if not head or (head[0] not in _FIRST and not head.startswith(b"ustar", 257)):
         return ""  # nearly every file
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(b"PK\x03\x04") or (head.startswith(b"#!") and head.find(b"PK\x03\x04", 0, HEAD) > 0):
         return "zip"
     if head.startswith(b"\x1f\x8b\x08"):
         return "gzip"

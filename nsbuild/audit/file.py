@@ -50,15 +50,15 @@ class FileAudit:
     def feed(self, block: bytes) -> None:
         """The next bytes. They are searched when what follows them is known."""
         if not self._size:
-            self._head = block[:8192]
+            self._head = block[: decode.HEAD]
             if self._wanted_whole():
                 self._kept = []
         if self._kept is not None:
             self._kept.append(block)
             if self._size + len(block) > KEPT:
                 self._kept = None
-        if len(self._head) < 8192 and self._size:
-            self._head = (self._head + block)[:8192]
+        if len(self._head) < decode.HEAD and self._size:
+            self._head = (self._head + block)[: decode.HEAD]
         self._size += len(block)
         self._search(self._tail + block if self._tail else block, last=False)
 
@@ -121,14 +121,12 @@ class FileAudit:
             data = b"".join(self._kept)
             for match in self._found:
                 yield self._finding(decode.bytecode_kind(data, match.offset), match.place, match.offset)
-        elif kinds.looks_like_text(self._head):
-            kind = kinds.kind_of_text(self._name, self._executable)
+        else:
+            text = kinds.looks_like_text(self._head)
+            kind = kinds.kind_of_text(self._name, self._executable) if text else "binary"
             for match in self._found:
                 first = line is not None and match.offset < line[1]
                 yield self._finding("shebang" if first else kind, match.place, match.offset)
-        else:
-            for match in self._found:
-                yield self._finding("binary", match.place, match.offset)
 
     def _in_program(self) -> Iterator[Finding]:
         loaded = list(decode.elf_paths(b"".join(self._kept))) if self._kept is not None else []

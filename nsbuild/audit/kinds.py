@@ -45,7 +45,7 @@ KINDS = {
 """Every kind of finding."""
 
 _BY_NAME = [
-    (re.compile(pattern), kind)
+    (re.compile(pattern, re.DOTALL), kind)
     for pattern, kind in (
         (r"(.*/)?pyvenv\.cfg", "pyvenv"),
         (r".*\.(pth|egg-link)", "pth"),

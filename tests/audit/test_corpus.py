@@ -226,6 +226,23 @@ def test_what_the_tools_pack(build: Path, tmp_path: Path, name: str) -> None:
     assert [problem for problem in report.problems if problem.file.startswith(name)] == []
 
 
+def test_a_zipapp(build: Path, tmp_path: Path) -> None:
+    text(tmp_path / "tool/__main__.py", f"HERE = '{build}'\n")
+    pack = (sys.executable, "-m", "zipapp", "--compress", tmp_path / "tool")
+    run(*pack, "--python", f"{build}/bin/python", "--output", build / "tool.pyz")
+    report = found(build)
+    findings = {(one.member, one.kind, one.severity) for one in report.findings if one.file == "tool.pyz"}
+    assert findings == {("", "shebang", BREAKS), ("__main__.py", "text", STALE)}
+    assert [problem for problem in report.problems if problem.file == "tool.pyz"] == []
+
+
+def test_an_executable_jar_after_a_long_script(build: Path) -> None:
+    script = b"#!/bin/sh\n" + b"# what Spring Boot has here\n" * 370 + b"exit 0\n"
+    (build / "app.jar").write_bytes(script + zipped({"BOOT-INF/classes/a.properties": f"dir={build}\n".encode()}))
+    findings = [one for one in found(build).findings if one.file == "app.jar"]
+    assert [(one.member, one.kind) for one in findings] == [("BOOT-INF/classes/a.properties", "text")]
+
+
 def test_a_compressed_file(build: Path) -> None:
     (build / "notes.txt.gz").write_bytes(gzip.compress(f"made in {build}\n".encode()))
     assert only(build, "notes.txt.gz") == [("text", STALE)]

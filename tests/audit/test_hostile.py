@@ -280,6 +280,7 @@ def test_a_large_archive_is_searched_but_not_opened(tmp_path: Path) -> None:
 
 def test_names_of_any_bytes_and_paths_of_any_length(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"odd\xff\n")).write_text(PLACE)
+    (tmp_path / "two\nlines.pth").write_text(PLACE)
     here = os.open(tmp_path, os.O_RDONLY)
     for _ in range(30):
         os.mkdir("d" * 200, dir_fd=here)
@@ -291,7 +292,7 @@ def test_names_of_any_bytes_and_paths_of_any_length(tmp_path: Path) -> None:
     os.close(fd)
     os.close(here)
     report = audit(tmp_path, OPTIONS)
-    assert sorted(one.kind for one in report.findings) == ["pth", "text"]
+    assert sorted(one.kind for one in report.findings) == ["pth", "pth", "text"]
     os.system(f"rm -rf {tmp_path}/ddd*")  # pytest's own removal stops at PATH_MAX
 
 
