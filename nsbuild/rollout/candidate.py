@@ -238,7 +238,8 @@ def _build(job: Mapping[str, Any]) -> Built:
 
 def _print(event: Event) -> None:
     """As `nsbuild build` does without a terminal, as far as it tells why a build has failed."""
-    data = event.data if event.kind == "output" else os.fsencode(f"{event.text}\n") if event.text else b""
+    told = event.kind in ("line", "note", "warning")
+    data = os.fsencode(f"{event.text}\n") if told else event.data
     while data:
         data = data[os.write(1, data) :]
 

@@ -109,12 +109,14 @@ def record_candidate(decided: Mapping[str, Any], result: str, told: str = "", **
 
     known = Decided(**{**decided, "buildpacks": tuple(decided["buildpacks"])})
     ledger, state = _ledger(lambda sentence: None)
-    ledger.record(known.outcome("namespace", result, shadow=True, **more))
+    made = known.outcome("namespace", result, shadow=True, **more)
+    ledger.record(made)
     if told and state is not None:
         directory = state / CANDIDATES
+        head = f"{made.app}: {result}, exit {made.exit_code}{f', {made.fallback}' if made.fallback else ''}\n"
         with contextlib.suppress(OSError):
             directory.mkdir(mode=0o700, exist_ok=True)
-            (directory / f"{known.id}.txt").write_text(told, encoding="utf-8", errors="backslashreplace")
+            (directory / f"{known.id}.txt").write_text(head + told, encoding="utf-8", errors="backslashreplace")
             for old in sorted(directory.iterdir(), key=lambda path: -path.lstat().st_mtime)[_KEPT:]:
                 old.unlink()
 

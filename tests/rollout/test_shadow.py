@@ -198,7 +198,8 @@ def test_why_a_candidate_was_not_built_can_be_read(shadow: Fleet) -> None:
     shadow.builder.pack(f'[ "$1" != /app ] || {{ {noise}; echo "[$(cat)$(readlink /proc/self/fd/0)]" >&2; exit 3; }}')
     result = shadow.compile().ok()
     assert (result.out, result.err) == (b"", "")
-    lines = told_of(shadow, shadow.candidate()).splitlines()
+    head, *lines = told_of(shadow, shadow.candidate()).splitlines()
+    assert head == "app-1: failed, exit 3"
     assert lines[-2:] == ["a\\xffb", "[/dev/null]"] and set(lines[:-3]) == {"x" * 99}
     assert 500 < len(lines) < 1000
 
