@@ -183,7 +183,7 @@ def test_what_becomes_of_a_builds_candidate(platform: Platform, there: str, expe
     assert told.exists() == (row.result != "same")
     if told.exists():
         head, *lines = told.read_text().splitlines()
-        assert head.startswith(f"app-1: {row.result}, exit {row.exit_code}, ")
+        assert head.startswith(f"app-1: {row.result}, exit {row.exit_code}")
         assert lines[0] == "-----> Test app detected" and not any("/packs/" in line for line in lines)
 
 
