@@ -17,7 +17,7 @@ from rollout.fleets import Fleet
 from support.processes import ROOT
 from support.refusals import REFUSALS, no_user_namespaces
 from support.rooms import Output
-from support.sites import PERSON, as_root, ordinary
+from support.sites import PERSON, TESTS, as_root, ordinary
 
 pytest_plugins = ["support.builder_fixtures", "rollout.fleet_fixtures"]
 
@@ -90,6 +90,32 @@ def test_what_a_builder_waits_for(fleet: Fleet) -> None:
     before, names = imported_before(fleet, *fleet.words())
     assert "nsbuild.rollout.kill" in before
     assert not {"dataclasses", "sqlite3", "json", "nsbuild.rollout.decide", "openfeature"} & names
+
+
+WATCHED = """
+import sys
+def heard(event, words):
+    if event in ("os.fork", "os.posix_spawn", "subprocess.Popen", "_thread.start_new_thread", "sqlite3.connect"):
+        sys.stderr.write(f"HEARD {event}\\n")
+sys.addaudithook(heard)
+from nsbuild.cli.wrappers import main
+sys.exit(main("compile", sys.argv[1:]))
+"""
+
+
+@ordinary
+@pytest.mark.parametrize("share", [0, 10000])
+def test_it_is_decided_and_written_down_before_any_fork_and_without_a_thread(fleet: Fleet, share: int) -> None:
+    fleet.set(share)
+    fleet.builder.pack(TELL)
+    words = [sys.executable, "-c", WATCHED, *fleet.builder.words(*fleet.words())[1:]]
+    env = {**fleet.builder.site.environment(fleet.builder.environment()), "PYTHONPATH": str(TESTS.parent)}
+    person: dict[str, Any] = {"user": PERSON, "group": PERSON, "extra_groups": []} if ROOT else {}
+    done = subprocess.run(words, env=env, capture_output=True, check=True, cwd=fleet.builder.path, **person)
+    heard = [line.removeprefix("HEARD ") for line in done.stderr.decode().splitlines() if line.startswith("HEARD ")]
+    assert heard[0] == heard[-1] == "sqlite3.connect", "the decision first, and then the outcome"
+    assert {"os.fork", "os.posix_spawn"} & set(heard), heard
+    assert "_thread.start_new_thread" not in heard
 
 
 def test_a_kill_works_with_a_broken_flags_file(fleet: Fleet) -> None:
