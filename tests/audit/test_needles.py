@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import itertools
+import lzma
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.archives import tarred, zipped
 
-from nsbuild.audit.audit import CLASSIC, WORKSPACES
+from nsbuild.audit.audit import CLASSIC, WORKSPACES, AuditOptions, audit
 from nsbuild.audit.decode import container
 from nsbuild.audit.file import FileAudit
 from nsbuild.audit.needles import Matcher, Needle, literal_of, needles_for
@@ -91,6 +98,51 @@ def test_a_parent_across_every_edge() -> None:
 
 def test_a_distinctive_name_is_found_below_any_parent() -> None:
     assert offsets(f"/private{PLACE}/x".encode(), [], Matcher(needles_for([PLACE]))) == [(PLACE, 13, 1)]
+
+
+def test_across_the_edges_of_what_is_read_at_a_time(tmp_path: Path) -> None:
+    """A MB, by whoever walks a directory: each offset of the place at the first edge and the second."""
+    for before in range(len(PLACE) + 2):
+        data = bytearray(b"x" * (2 << 20))
+        for edge in (1 << 20, (2 << 20) - 1):
+            start = edge - before
+            data[start - 1 : start + len(PLACE) + 1] = f" {PLACE} ".encode()
+        (tmp_path / f"{before:02}.txt").write_bytes(data)
+    report = audit(tmp_path, AuditOptions(paths=[PLACE]))
+    assert {one.file: (one.offset, one.count) for one in report.findings} == {
+        f"{before:02}.txt": ((1 << 20) - before, 2) for before in range(len(PLACE) + 2)
+    }
+
+
+WRAPPINGS: dict[str, Callable[[bytes], bytes]] = {
+    "zip": lambda data: zipped({"a/b": data}),
+    "tar": lambda data: tarred({"first": b"x", "a/b": data}),
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": zstandard.compress,
+}
+
+
+@settings(deadline=None)
+@given(
+    before=st.binary(max_size=3000),
+    after=st.binary(max_size=3000),
+    name=st.sampled_from(["a", "a.pyc", "a.pth", "bin/a", "liba.so", "a.json"]),
+    wrappings=st.lists(st.sampled_from(sorted(WRAPPINGS)), max_size=4),
+    form=st.sampled_from([needle.text for needle in needles_for([PLACE])]),
+)
+def test_a_needle_planted_anywhere_in_anything_is_found(
+    before: bytes, after: bytes, name: str, wrappings: list[str], form: bytes
+) -> None:
+    data = before + b"\n" + form + b"/" + after
+    for wrapping in wrappings:
+        data = WRAPPINGS[wrapping](data)
+    file = FileAudit(Matcher(needles_for([PLACE])), name)
+    for start in range(0, len(data), 1000):
+        file.feed(data[start : start + 1000])
+    findings, _ = file.close()
+    assert {one.place for one in findings} == {PLACE}
 
 
 @settings(deadline=None)
