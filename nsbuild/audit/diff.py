@@ -274,7 +274,8 @@ def _same_bytes(a: int, b: int) -> bool:
 
 
 def _read(fd: int) -> bytes:
-    blocks = []
-    while block := os.read(fd, _BLOCK):
+    blocks, left = [], LARGEST  # it may be growing
+    while left and (block := os.read(fd, min(left, _BLOCK))):
         blocks.append(block)
+        left -= len(block)
     return b"".join(blocks)

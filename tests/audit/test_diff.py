@@ -184,6 +184,33 @@ def test_hostile_trees(pair: tuple[Path, Path]) -> None:
     assert kinds(diff(*pair)) == {"broken.zip": ("content", REAL), "deep.json": ("content", REAL)}
 
 
+def test_a_file_that_grows_ends(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    (pair[0] / "log").write_text("a")
+    (pair[1] / "log").write_text("b")
+    monkeypatch.setattr("nsbuild.audit.diff.LARGEST", 1 << 20)
+    real = os.read
+
+    def growing(fd: int, size: int) -> bytes:
+        assert size <= 1 << 20
+        return real(fd, size) or b"x" * size
+
+    monkeypatch.setattr("nsbuild.audit.diff._same_bytes", lambda a, b: False)
+    monkeypatch.setattr("nsbuild.audit.diff.os.read", growing)
+    assert kinds(diff(*pair)) == {"log": ("content", REAL)}
+
+
+def test_what_cannot_be_read_is_one_sentence(pair: tuple[Path, Path]) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    for side in pair:
+        (side / "d").mkdir()
+        (side / "d/closed").write_text(side.name)
+        (side / "d/closed").chmod(0)
+    done = command(*pair)
+    assert done.returncode == 2 and "closed cannot be read: Permission denied" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "nsbuild", "diff", *map(str, words)]
     return subprocess.run(argv, capture_output=True, text=True, timeout=60)
