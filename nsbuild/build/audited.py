@@ -75,7 +75,7 @@ class SlugAudit:
         executable = bool(info.st_mode & 0o111)
         if stat.S_ISLNK(info.st_mode):
             self._auditor.symlink(path, os.fsdecode(piece))
-        elif not stat.S_ISREG(info.st_mode) or not piece:
+        elif not stat.S_ISREG(info.st_mode) or (not piece and info.st_size):  # a further hard link
             self._auditor.directory(path)
         elif len(piece) == info.st_size:
             self._auditor.whole(path, piece, executable=executable)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from support.sites import Site
 
@@ -25,6 +27,7 @@ def test_in_any_format(site: Site, output: str) -> None:
         ln -s "$2/lib" "$1/lib"
         { head -c 3000000 /dev/zero; echo /tmp/env; } >"$1/large.bin"
         echo /tmp/cached >"$1/other.txt"
+        touch "$1/empty"; ln "$1/other.txt" "$1/again.txt"
         """
     )
     scheme, _, name = output.rpartition(":")
@@ -36,6 +39,8 @@ def test_in_any_format(site: Site, output: str) -> None:
         ("large.bin", "binary", "/tmp/env"),
     }
     assert "audit: 2 breaks, 1 cosmetic in 3 of" in done.err
+    counted = site.nsbuild("audit", place, "--path", "/tmp/cache", "--path", "/tmp/env")
+    assert re.findall(r"of \d+ files", counted.text) == re.findall(r"of \d+ files", done.err)
     assert "first lib (symlink): it holds /tmp/cache; nsbuild audit SLUG shows all." in done.err
 
 
