@@ -38,7 +38,7 @@ def main() -> int:
         began = time.monotonic()
         fleet = Fleet(apps=given.builds // 4, bad_fails=given.bad / 100, bad_from=given.builds * 6 // 10, refusing=1)
         stopped = fill(fleet, Ledger(directory), flags, given.builds)
-        print(f"{fleet.builds:,} builds decided and recorded in {time.monotonic() - began:.0f} s")
+        print(f"{fleet.builds:,} builds decided in {time.monotonic() - began:.0f} s; killed ones are not recorded")
         if stopped:
             print(f"stopped by the guard, which looked after every 100, at build {stopped:,}")
         for words in (("status",), ("check", "--dry-run"), ("report", "-o", str(directory / "report.html"))):
@@ -59,6 +59,8 @@ def fill(fleet: Fleet, ledger: Ledger, flags: str, builds: int) -> int | None:
             apply(flags, Change(namespace=buckets_of(namespace), shadow=buckets_of(shadow)), "the next stage")
             for _ in range(int(builds * part)):
                 decided, outcomes = fleet.build(partial(choose, flags))
+                if stopped is not None:
+                    continue  # a killed build is in no ledger
                 ledger.record(decided)
                 for outcome in outcomes:
                     ledger.record(outcome)
