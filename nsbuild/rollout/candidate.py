@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import marshal
 import os
 import select
@@ -70,16 +71,20 @@ def main() -> None:
     # The lowest priority there is, and with it the idle class of I/O: ioprio_set(2).
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     path = Path(job["path"])
-    output = Output(f"{path}/output")
+    output: Output | None = None
     started, began = time.time(), time.monotonic()
     try:
+        output = Output(f"{path}/output")
         built = _KINDS[job["kind"]](job)
         result, more = judge(built, job["timeout"] - (time.monotonic() - began))
     except Exception as error:
         result, more = CRASHED, {"fallback": f"{type(error).__name__}: {error}"[:500]}
     try:
         seconds = round(time.monotonic() - began, 3)
-        told = output.end() if result in (FAILED, TIMED_OUT) else more.pop("differences", "")
+        told = more.pop("differences", "")
+        if output is not None and result in (FAILED, TIMED_OUT):
+            with contextlib.suppress(OSError):
+                told = output.end()
         record_candidate(job["decided"], result, told, started=started, seconds=seconds, **more)
     finally:
         remove_locked(path.parent, str(path), LOCK)

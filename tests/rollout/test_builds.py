@@ -92,6 +92,17 @@ def test_the_kernel_refuses_and_it_is_built_directly(platform: Platform) -> None
     assert result.record["path"] == "direct"
 
 
+def test_a_killed_build_is_direct_and_in_no_ledger(platform: Platform) -> None:
+    site = platform.site
+    platform.flags.write_text("{broken")
+    Path(f"{platform.flags}.kill").touch()
+    result = platform.build(site.app(), site.buildpack('echo "$1" > "$1/where"'), "--rescue", path="shadow").ok()
+    assert (site.out / "where").read_text() != "/app\n"
+    told = result.record["rollout"]
+    assert (told["path"], told["reason"], told["result"]) == ("direct", "kill", "succeeded")
+    assert not platform.state.exists()
+
+
 def test_rescue(platform: Platform) -> None:
     site = platform.site
     app = site.app()
