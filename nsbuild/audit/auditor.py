@@ -10,6 +10,7 @@ from nsbuild.audit import kinds
 from nsbuild.audit.decode import container
 from nsbuild.audit.file import FileAudit, symlink_findings
 from nsbuild.audit.finding import Finding, Problem, Report
+from nsbuild.audit.members import Budget
 from nsbuild.audit.needles import Matcher
 
 
@@ -57,6 +58,8 @@ class Auditor:
         self._run_path = run_path
         self._on_stack = on_stack
         self._last = ("", "")
+        # A thousand bombs of which each may unpack to a GiB would take an hour.
+        self._budget = Budget(size=16 << 30, members=5_000_000)
 
     def another(self) -> Auditor:
         """One for another part of the same slug, that has seen nothing yet."""
@@ -88,7 +91,7 @@ class Auditor:
 
     def file(self, path: str, *, executable: bool) -> FileAudit:
         """For a file that comes in blocks: feed it, then hand it to `done`."""
-        return FileAudit(self.matcher, path, executable=executable)
+        return FileAudit(self.matcher, path, executable=executable, budget=Budget(slug=self._budget))
 
     def done(self, path: str, file: FileAudit) -> None:
         """All blocks of a file have been fed."""

@@ -25,23 +25,37 @@ class NotRead(Exception):
 
 @dataclass
 class Budget:
-    """What one file of a slug may unpack to, all levels together. It is used up."""
+    """What one file of a slug may unpack to, all levels together. It is used up, and with it that of the `slug`."""
 
     size: int = 1 << 30
     members: int = 200_000
+    slug: Budget | None = None
 
     def member(self) -> None:
+        """Raises NotRead when there may be no more."""
         self.members -= 1
         if self.members < 0:
             raise NotRead("has too many members; the rest was not looked into")
+        if self.slug is not None:
+            self.slug.members -= 1
+            if self.slug.members < 0:
+                raise NotRead("is in a slug whose archives have too many members; the rest was not looked into")
+
+    def unpacked(self, size: int) -> None:
+        """Raises NotRead when there may be no more bytes."""
+        self.size -= size
+        if self.size < 0:
+            raise NotRead("unpacks to more than is looked into (1 GiB); the rest was not")
+        if self.slug is not None:
+            self.slug.size -= size
+            if self.slug.size < 0:
+                raise NotRead("is in a slug whose archives unpack to more than is looked into; the rest was not")
 
     def blocks(self, kind: str, file: _Readable) -> Iterator[bytes]:
         """The blocks of an unpacked file. Raises NotRead, also for one that proves broken on the way."""
         with _explained(kind):
             while block := file.read(_BLOCK):
-                self.size -= len(block)
-                if self.size < 0:
-                    raise NotRead("unpacks to more than is looked into (1 GiB); the rest was not")
+                self.unpacked(len(block))
                 yield block
 
 

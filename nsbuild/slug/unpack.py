@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import threading
@@ -52,6 +53,10 @@ def _no_slug(slug: Path, why: str) -> UsageError:
     )
 
 
+def _too_much() -> str:
+    return f"it unpacks to more than {MOST >> 30} GiB"
+
+
 def _gunzipped(file: IO[bytes]) -> Iterator[bytes]:
     from isal import igzip
 
@@ -85,7 +90,7 @@ class _Feeder(threading.Thread):
             for piece in self._pieces(self._file):
                 left -= len(piece)
                 if left < 0:
-                    raise ValueError(f"it unpacks to more than {MOST >> 30} GiB")
+                    raise ValueError(_too_much())
                 rest = memoryview(piece)
                 while rest:
                     rest = rest[os.write(self._target, rest) :]
@@ -113,7 +118,7 @@ def _untar(
             said = bytearray()
             try:
                 argv = ["tar", "-xpf", "-", "-C", _APP, "--no-same-owner", f"--strip-components={strip}"]
-                outcome = _launch(launcher, work, argv, said, stdin=reader)
+                outcome = _launch(launcher, work, argv, said.extend, stdin=reader)
             finally:
                 os.close(reader)
                 feeder.join()
@@ -135,20 +140,41 @@ def _corruption(error: Exception) -> str:
 def _unsquash(slug: Path, work: Workspace, launcher: Launcher) -> None:
     if shutil.which("unsquashfs", path=RUN_PATH) is None:
         raise Refused("A .squashfs is unpacked by unsquashfs, which is not installed.", "Install squashfs-tools.")
-    said = bytearray()
+    if work.owner is None or slug.stat().st_mode & stat.S_IROTH:
+        _unsquash_bound(slug, work, launcher, [Bind(_IMAGE, str(slug), directory=False)])
+        return
+    # Of root's own: unsquashfs opens it by its name, as the workspace's user.
+    copy = f"{work.directory('tmp')}/{Path(_IMAGE).name}"
+    try:
+        _copy(slug, copy, work.owner)
+        _unsquash_bound(slug, work, launcher, [])
+    finally:
+        remove_tree(copy)
+
+
+def _unsquash_bound(slug: Path, work: Workspace, launcher: Launcher, binds: Sequence[Bind]) -> None:
+    listing, said = _Listing(), bytearray()
+    listed = _launch(launcher, work, ["unsquashfs", "-lls", _IMAGE], listing.take, binds=binds)
+    if listed.exit_code == 0 and listing.size > MOST:
+        raise _no_slug(slug, _too_much())
     # Into the directory that is there (-f), which keeps its own mode.
     argv = ["unsquashfs", "-no-progress", "-quiet", "-no-xattrs", "-force", "-dest", _APP, _IMAGE]
-    if work.owner is None or slug.stat().st_mode & stat.S_IROTH:
-        outcome = _launch(launcher, work, argv, said, binds=[Bind(_IMAGE, str(slug), directory=False)])
-    else:
-        # Of root's own: unsquashfs opens it by its name, as the workspace's user.
-        copy = f"{work.directory('tmp')}/{Path(_IMAGE).name}"
-        try:
-            _copy(slug, copy, work.owner)
-            outcome = _launch(launcher, work, argv, said)
-        finally:
-            remove_tree(copy)
-    _check(slug, "unsquashfs", outcome, said)
+    _check(slug, "unsquashfs", _launch(launcher, work, argv, said.extend, binds=binds), said)
+
+
+class _Listing:
+    """Adds up what `unsquashfs -lls` tells of files, which is nothing to keep: an image may hold millions."""
+
+    _FILE = re.compile(rb"-[-a-zA-Z]{9} \S+ +([0-9]+) ")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._rest = b""
+
+    def take(self, data: bytes) -> None:
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()[-4096:]
+        self.size += sum(int(found[1]) for line in lines if (found := self._FILE.match(line)))
 
 
 def _copy(slug: Path, target: str, owner: tuple[int, int]) -> None:
@@ -174,7 +200,7 @@ def _launch(
     launcher: Launcher,
     work: Workspace,
     argv: Sequence[str],
-    said: bytearray,
+    on_output: Callable[[bytes], None],
     *,
     binds: Sequence[Bind] = (),
     stdin: int | None = None,
@@ -193,7 +219,7 @@ def _launch(
     env = {"PATH": RUN_PATH, "HOME": _APP, "LC_ALL": "C.UTF-8"}
     with open(os.devnull, "rb") as null:  # noqa: PTH123
         given = null.fileno() if stdin is None else stdin
-        return launcher.launch(view, argv, env=env, cwd="/tmp", stdin=given, on_output=said.extend)
+        return launcher.launch(view, argv, env=env, cwd="/tmp", stdin=given, on_output=on_output)
 
 
 def _layer(slug: Path) -> tuple[Path, int]:

@@ -128,13 +128,26 @@ def test_an_archive_with_bytes_changed(name: str, data: st.DataObject) -> None:
 
 
 def test_a_zip_bomb_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Budget, "__init__", lambda self: self.__dict__.update(size=1 << 20, members=100))
+    small = {"size": 1 << 20, "members": 100, "slug": None}
+    monkeypatch.setattr(Budget, "__init__", lambda self, **given: self.__dict__.update(small))
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(50 << 20)))
     with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
         for number in range(200):
             archive.writestr(f"{number}.txt", "")
     said = reasons(audit(tmp_path, OPTIONS))
     assert "1 GiB" in said["bomb.gz"] and "too many members" in said["many.zip"]
+
+
+def test_many_bombs_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abcd":
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(bytes(2 << 20) + PLACE.encode()))
+    auditor = Auditor("x", Matcher(needles_for([PLACE])))
+    monkeypatch.setattr(auditor, "_budget", Budget(size=5 << 20))
+    audit_directory(auditor, str(tmp_path))
+    report = auditor.finish()
+    assert [finding.file for finding in report.findings] == ["a.gz", "b.gz"]
+    said = reasons(report)
+    assert set(said) == {"c.gz", "d.gz"} and "in a slug whose archives" in said["c.gz"]
 
 
 def test_a_bomb_of_every_kind_is_bounded_in_memory(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -152,6 +153,19 @@ def test_a_bomb_ends_where_it_is_said(site: Site, name: str, monkeypatch: pytest
         UsageError, match=r"is not a slug: it cannot be decompressed \(it unpacks to more than 0 GiB\)"
     ):
         audit(slug, AuditOptions(workspace_dir=str(site.path / "work")))
+
+
+def test_a_bomb_of_squashfs_is_not_unpacked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    (site.path / "tree").mkdir()
+    with (site.path / "tree/zeros").open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mksquashfs", site.path / "tree", site.path / "x.squashfs", "-quiet"], check=True)
+    site.own(site.path / "x.squashfs")
+    options = AuditOptions(workspace_dir=str(site.path / "work"))
+    assert audit(site.path / "x.squashfs", options).files == 1
+    monkeypatch.setattr(sys.modules["nsbuild.slug.unpack"], "MOST", 16 << 20)
+    with pytest.raises(UsageError, match="is not a slug: it unpacks to more than"):
+        audit(site.path / "x.squashfs", options)
 
 
 def test_a_loop_a_fifo_and_nothing(site: Site) -> None:
