@@ -64,6 +64,8 @@ def judge(variant: Variant, results: Path, ended: Ended, said: str) -> Verdict:
         wrong.insert(0, f"the check ended with {ended.status}: {said}")
     build = _read(results / "build.status")
     outcome = "builds" if build == "0" else f"refuses ({build})" if build else "?"
+    if build == "0" and (ran := _read(results / "run.status")) != "0":
+        outcome += f", run refuses ({ran})"
     if _compiled(results) == "direct":
         outcome += ", falls back"
     return Verdict(
@@ -105,17 +107,22 @@ def _wrong(variant: Variant, results: Path) -> Iterator[str]:
 
 
 def _wrong_build(variant: Variant, results: Path, sentence: str) -> Iterator[str]:
-    status, said = _read(results / "build.status"), _read(results / "build.err")
+    """`sentence` is what doctor says of the restriction; what it says of the consequences is another."""
+    expected = {"build": variant.build}
     if variant.build == "succeeds":
-        if status != "0":
-            yield f"build exited with {status}: {said[-600:]}"
-        elif (ran := _read(results / "run.out")) != SAID:
-            yield f"the slug said {ran!r}: {_read(results / 'run.err')[-600:]}"
-        return
-    if status != "125":
-        yield f"build exited with {status}, and should have been refused: {said[-600:]}"
-    if sentence.removesuffix(".") not in said:
-        yield f"the refusal of build does not say {sentence!r}: {said[-600:]}"
+        expected["run"] = variant.run
+    for name, outcome in expected.items():
+        status, said = _read(results / f"{name}.status"), _read(results / f"{name}.err")
+        if outcome == "succeeds":
+            if status != "0":
+                yield f"{name} exited with {status}: {said[-600:]}"
+            elif name == "run" and (ran := _read(results / "run.out")) != SAID:
+                yield f"the slug said {ran!r}: {said[-600:]}"
+            continue
+        if status != "125":
+            yield f"{name} exited with {status}, and should have been refused: {said[-600:]}"
+        if sentence.partition(". ")[0].removesuffix(".") not in said:
+            yield f"the refusal of {name} does not say {sentence!r}: {said[-600:]}"
 
 
 def _compiled(results: Path) -> str:

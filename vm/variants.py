@@ -39,6 +39,7 @@ class Variant:
     doctor: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     build: str = "succeeds"
+    run: str = "succeeds"
     compile: str = "sandbox"
     tests: tuple[str, ...] = ()
 
@@ -71,8 +72,9 @@ def _variant(entry: Mapping[str, Any], kernel: str) -> Variant:
         raise Unavailable(f"variants.toml: {entry['name']} has {', '.join(sorted(unknown))}, which means nothing.")
     values: dict[str, Any] = {name: _frozen(entry[name]) for name in ours & set(entry)}
     doctor = tuple(Finding(**finding) for finding in entry.get("doctor", ()))
-    if values.get("build", "succeeds") not in ("succeeds", "refused"):
-        raise Unavailable(f"variants.toml: {entry['name']}: build is {values['build']!r}.")
+    for name in ("build", "run"):
+        if values.get(name, "succeeds") not in ("succeeds", "refused"):
+            raise Unavailable(f"variants.toml: {entry['name']}: {name} is {values[name]!r}.")
     if values.get("compile", "direct") not in ("sandbox", "direct", "fails"):
         raise Unavailable(f"variants.toml: {entry['name']}: compile is {values['compile']!r}.")
     refused = values.get("build") == "refused"

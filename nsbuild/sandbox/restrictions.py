@@ -72,7 +72,7 @@ class Restriction:
 
 MISSED = {
     "overlay": "Slugs and caches are copied where an overlay would do.",
-    "NEWNET": "`--network none` is refused; builds with the host's network work.",
+    "NEWNET": "`--network none` and slugs in archives are refused; builds with the host's network work.",
 }
 """What a launch can do without."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +16,7 @@ from vm import initramfs, kernels, matrix, variants
 from vm.errors import Unavailable
 from vm.machine import Ended
 from vm.matrix import SAID, Verdict, judge
-from vm.variants import Variant
+from vm.variants import Finding, Variant
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs/kernels.md").read_text()
@@ -35,6 +36,7 @@ def answer(tmp_path: Path) -> Answer:
             "doctor.json": json.dumps({"findings": [], "steps": []}),
             "doctor.status": "0",
             "build.status": "0",
+            "run.status": "0",
             "run.out": SAID,
             "compile.status": "0",
             "compiled": "",
@@ -73,6 +75,16 @@ def test_all_as_expected(answer: Answer) -> None:
     assert (found.wrong, found.doctor, found.outcome) == ((), "well", "builds")
 
 
+def test_a_slug_that_cannot_be_run_as_expected(answer: Answer) -> None:
+    variant = replace(PLAIN, doctor=(Finding("max-user-namespaces", "degraded", ""),), run="refused", tests=())
+    doctor = {"doctor_json": refusal(severity="degraded"), "doctor_status": "1"}
+    refuses = {"run_status": "125", "run_err": f"nsbuild: {SENTENCE.removesuffix('.')} (...)."}
+    found = verdict(variant, answer(**doctor, **refuses))
+    assert (found.wrong, found.outcome) == ((), "builds, run refuses (125)")
+    (wrong,) = verdict(variant, answer(**doctor, run_status="0", run_err=refuses["run_err"])).wrong
+    assert wrong.startswith("run exited with 0, and should have been refused")
+
+
 def test_refused_as_expected(answer: Answer) -> None:
     found = verdict(REFUSED, answer(**refused()))
     assert (found.wrong, found.doctor, found.outcome) == ((), "max-user-namespaces", "refuses (125), falls back")
@@ -86,6 +98,7 @@ def test_refused_as_expected(answer: Answer) -> None:
         (PLAIN, {"doctor_json": refusal()}, "doctor found max-user-namespaces, not nothing"),
         (PLAIN, {"build_status": "125", "build_err": "no"}, "build exited with 125: no"),
         (PLAIN, {"build_status": None}, "build exited with"),
+        (PLAIN, {"run_status": "125", "run_err": "no"}, "run exited with 125: no"),
         (PLAIN, {"run_out": "something"}, "the slug said 'something'"),
         (PLAIN, {"compiled": None, "compile_status": "125"}, "came out as fails, not sandbox"),
         (PLAIN, {"compile_err": "running directly, without a sandbox"}, "came out as direct, not sandbox"),
@@ -148,6 +161,7 @@ def test_a_variant_may_differ_on_a_kernel() -> None:
     [
         ('sysctl = { "a.b" = 0 }', "has sysctl, which means nothing"),
         ('build = "maybe"', "build is 'maybe'"),
+        ('run = "maybe"', "run is 'maybe'"),
         ('compile = "builds"', "compile is 'builds'"),
     ],
 )
