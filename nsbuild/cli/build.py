@@ -34,7 +34,7 @@ ROLLOUT = ("rollout", "attrs", "path", "rescue", "shadow_timeout")
     help="A buildpack: directory, git URL (#ref), archive, heroku/NAME; in order, repeatable.",
 )
 @click.option("--default-buildpacks", metavar="DIR", help="Buildpacks to detect with, where none is named.")
-@click.option("-o", "--output", help="A directory, or a file in .tgz. Default: ./NAME.tgz.")
+@click.option("-o", "--output", help="X.tgz, X.tar.zst, X.squashfs, oci:DIR or a directory. Default: ./NAME.tgz.")
 @click.option("--dirty", is_flag=True, help="Of a git work tree, what is there (but what git ignores), not HEAD.")
 @click.option("--cache", "cache_dir", metavar="DIR", help="Where caches are kept, for every app.")
 @click.option("--app", help="What the cache is kept for. Default: the source's real path.")
