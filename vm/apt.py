@@ -20,7 +20,11 @@ def mirror() -> str:
     if chosen := os.environ.get("VM_MIRROR"):
         return chosen
     asked = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
-    for uri in run(asked).split():
+    if not (uris := run(asked).split()):
+        # It shows what was fetched, which on a new machine is nothing.
+        run(["apt-get", "update", "-qq"])
+        uris = run(asked).split()
+    for uri in uris:
         if uri.rstrip("/").endswith("/debian"):
             return uri.rstrip("/")
     raise Unavailable(

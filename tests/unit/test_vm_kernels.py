@@ -128,3 +128,21 @@ def test_a_mirror_without_the_suite(mirror: Mirror, lock: Callable[..., None]) -
     lock(Package(NAME, "1.0", "0" * 64))
     with pytest.raises(Unavailable, match=rf"apt-get failed with 100: .*{SUITE}"):
         kernels.get("6.12")
+
+
+def test_the_mirror_is_that_of_a_machine_that_has_fetched_no_lists_yet(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror.has("1.0")
+    mirror.server.pages |= {f"/debian{path}": page for path, page in mirror.server.pages.items()}
+    (tmp_path / "sources.list").write_text(f"deb [trusted=yes arch=amd64] {mirror.server.url}/debian {SUITE} main\n")
+    for name in ("state/lists/partial", "cache/archives/partial", "nothing"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "apt.conf").write_text(
+        f'Dir::Etc::sourcelist "{tmp_path}/sources.list";\nDir::Etc::sourceparts "{tmp_path}/nothing";\n'
+        f'Dir::State "{tmp_path}/state";\nDir::Cache "{tmp_path}/cache";\nAPT::Sandbox::User "";\n'
+    )
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    monkeypatch.delenv("VM_MIRROR")
+    assert apt.mirror() == f"{mirror.server.url}/debian"
+    assert f"/debian/dists/{SUITE}/Release" in {path for path, _ in mirror.server.asked}
