@@ -36,6 +36,13 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
+def expect_children() -> None:
+    """What started us may ignore SIGCHLD, and hand that down: the kernel then forgets how a process has ended."""
+    import signal
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 class _Site:
     """The last finder: what is not where nsbuild is, `site` may know. The wrapper starts Python without it."""
 
@@ -54,6 +61,7 @@ def start() -> NoReturn:
     """Run the command line and end the process."""
     open_standard_streams()
     restore_environment(os.environb)
+    expect_children()
     if sys.flags.no_site:
         sys.meta_path.append(_Site())
 

@@ -244,6 +244,17 @@ def test_nohup(site: Site, phase: str) -> None:
     finish(process).ok()
 
 
+def test_who_ignores_sigchld(site: Site) -> None:
+    """Some supervisors do; it is inherited, and the kernel then forgets how a process has ended."""
+
+    def ignore() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+    finish(site.start(*site.words(site.app(), site.buildpack("true")), prepare=ignore)).ok()
+    failing = site.words(site.app(), site.buildpack("exit 7", "failing"))
+    finish(site.start(*failing, prepare=ignore)).refused(11, "exited 7")
+
+
 def test_a_command_that_ignores_the_signal_is_killed_ten_seconds_later(site: Site) -> None:
     """However often it was asked meanwhile."""
     pack = site.buildpack("trap '' INT TERM; >/tmp/here; while :; do sleep 1; done")
