@@ -27,7 +27,8 @@ def walk(
     """Every entry below the descent's root, in the order of names, as event, name and lstat.
 
     `prune(name, info)` true passes an entry over. What vanishes meanwhile is passed over. Raises OSError
-    naming what cannot be read; when `tolerant`, a directory that may not be read comes as OTHER instead.
+    naming what cannot be read; when `tolerant`, a directory that may not be read, or only its names, comes as OTHER
+    instead.
 
     `unlock` is for trees of our own: a directory that forbids it is made readable while the walk is in it.
     """
@@ -65,7 +66,7 @@ def walk(
             if unlock and not _readable(info):
                 fd = open_unlocked(descent.fd, name, os.O_RDONLY | os.O_DIRECTORY, 0o500)
             else:
-                fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descent.fd)
+                fd = _opened(descent.fd, name, whole=tolerant)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -83,6 +84,18 @@ def walk(
 
 def _readable(info: os.stat_result) -> bool:
     return info.st_mode & 0o500 == 0o500
+
+
+def _opened(dir_fd: int, name: str, *, whole: bool) -> int:
+    """A directory. Raises OSError; when `whole`, for one whose names can be read and nothing else as well."""
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+    try:
+        if whole:
+            os.stat(".", dir_fd=fd)  # asks for the x, as anything in it does
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def open_unlocked(dir_fd: int, name: str, flags: int, add: int) -> int:

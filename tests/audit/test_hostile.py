@@ -212,9 +212,13 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "closed").write_text(PLACE)
     (tmp_path / "closed").chmod(0)
     (tmp_path / "shut").mkdir(mode=0)
+    (tmp_path / "listed").mkdir()
+    (tmp_path / "listed/a").write_text(PLACE)
+    (tmp_path / "listed").chmod(0o400)
     report = audit(tmp_path, OPTIONS)
-    (tmp_path / "shut").chmod(0o700)
-    assert set(reasons(report)) == {"closed", "shut"}
+    for name in ("shut", "listed"):
+        (tmp_path / name).chmod(0o700)
+    assert set(reasons(report)) == {"closed", "shut", "listed"}
 
 
 def test_a_file_that_vanishes_or_shrinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
