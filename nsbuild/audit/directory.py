@@ -137,6 +137,7 @@ class _Reading:
 
     def _begin(self) -> None:
         """In one of the others: it collects what it reads itself."""
+        self._drop()  # what is gathered is its caller's, and descriptors may be few
         self._auditor = self._auditor.another()
 
     def finish(self) -> None:

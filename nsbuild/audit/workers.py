@@ -10,8 +10,11 @@ import socket
 from collections.abc import Callable
 from typing import Any, NoReturn, Self
 
+from nsbuild.interrupts import ENDING, signals_held
+from nsbuild.sandbox.privileges import die_with_parent
+
 _ROOM = 1 << 17
-"""Bytes that a batch may have on its way. 64 of the longest names are half of it."""
+"""Bytes that a batch may have on its way: the kernel cuts off what is beyond. Paths can be longer than that."""
 
 
 Entry = tuple[str, int, int, int, float]
@@ -26,7 +29,8 @@ FDS = 16
 
 class Workers:
     """`work(part, dir_fd)` is done for each part of a batch by one of `count` processes forked now, or here. Each
-    of them calls `begin()` first, and hands back what `result()` is at the end.
+    of them calls `begin()` first, and hands back what `result()` is at the end. Where the user may have no more
+    processes, or there is no memory for them, there are fewer, or none.
 
     Only for a process of one thread.
     """
@@ -44,8 +48,8 @@ class Workers:
         self._ours.setblocking(False)  # send_fds of CPython 3.11 passes its flags over
         self._children: list[tuple[int, int]] = []
         try:
-            for _ in range(count):
-                self._fork()
+            while len(self._children) < count and self._fork():
+                pass
         except BaseException:
             self.__exit__()
             raise
@@ -63,28 +67,46 @@ class Workers:
             os.close(answer)
         self._children.clear()
 
-    def _fork(self) -> None:
-        answer, say = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            self._child(say)
-        os.close(say)
-        self._children.append((pid, answer))
-
-    def _child(self, say: int) -> NoReturn:
+    def _fork(self) -> bool:
+        """One process more; False when there can be none."""
+        ours = os.getpid()
         try:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)  # the handlers of our caller are about builds
-            self._ours.close()  # else this process would keep itself from seeing the end, when the other is killed
+            answer, say = os.pipe()
+        except OSError:
+            return False
+        with signals_held():  # a handler of ours would have the other one go on as if it were this process
+            try:
+                pid = os.fork()
+            except OSError:
+                os.close(answer)
+                os.close(say)
+                return False
+            if pid == 0:
+                os.close(answer)  # else it would wait for itself to read, when nobody else is left
+                self._child(say, ours)
+            os.close(say)
+            self._children.append((pid, answer))
+        return True
+
+    def _child(self, say: int, parent: int) -> NoReturn:
+        try:
+            die_with_parent()
+            if os.getppid() != parent:
+                os._exit(1)  # it has ended already
+            for number in ENDING:
+                if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                    signal.signal(number, signal.SIG_DFL)  # the handlers of our caller are about builds
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+            self._ours.close()  # else this process would keep itself from seeing the end
             try:
                 self._begin()
                 while self._one(self._theirs):
                     pass
-                answer = self._result()
+                answer = pickle.dumps(self._result(), pickle.HIGHEST_PROTOCOL)
             except Exception as error:
-                answer = error
+                answer = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
             with open(say, "wb") as file:
-                pickle.dump(answer, file, pickle.HIGHEST_PROTOCOL)
+                file.write(answer)
         finally:
             os._exit(0)
 
@@ -110,6 +132,8 @@ class Workers:
     def give(self, batch: list[Part], dir_fds: list[int]) -> bool:
         """Hand a batch on. False when all have enough to do, or it cannot be sent: then it is the caller's."""
         data = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL)
+        if not self._children or len(data) > _ROOM:
+            return False
         try:
             return socket.send_fds(self._ours, [data], dir_fds) == len(data)
         except OSError:
@@ -131,9 +155,10 @@ class Workers:
             self._children.pop()
             os.close(answer)
             os.waitpid(pid, 0)
-            if not data:
-                raise OSError(errno.ECANCELED, "A process that read for the audit was killed")
-            result = pickle.loads(data)
+            try:
+                result = pickle.loads(data)
+            except (EOFError, pickle.UnpicklingError):  # nothing, or not all of it
+                raise OSError(errno.ECANCELED, "A process that read for the audit was killed") from None
             if isinstance(result, Exception):
                 raise result
             results.append(result)

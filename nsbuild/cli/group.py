@@ -109,6 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; the interpreter must not fail again when it flushes.
         sys.stdout = None
         return 128 + signal.SIGPIPE
+    except MemoryError:
+        say("nsbuild: There is not enough memory.")
+        return int(refused)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         say(f"nsbuild: {place}{error.strerror or error}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from nsbuild.audit import Auditor, Matcher, Report, audit_directory, needles_for
 from nsbuild.audit.directory import Writer
 from nsbuild.audit.workers import Part, Workers
 from nsbuild.cli import main
+from nsbuild.interrupts import ENDING
 
 PLACE = "/tmp/build_4f2a9c3d"
 
@@ -74,6 +76,44 @@ def test_several_find_what_one_finds(tree: Path, monkeypatch: pytest.MonkeyPatch
     assert {finding.writer for finding in one.findings} == {finding.file for finding in one.findings}
     assert not one.problems
     assert (tree / "shut").stat().st_mode & 0o777 == 0
+
+
+def test_where_no_process_can_be_had_one_does_it_all(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, fork, asked = report(tree, 1, monkeypatch), os.fork, 0
+
+    def once() -> int:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            return fork()
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", once)
+    before = os.listdir("/proc/self/fd")
+    assert report(tree, 4, monkeypatch) == one and asked == 1
+    assert report(tree, 4, monkeypatch) == one and asked == 3
+    assert os.listdir("/proc/self/fd") == before and not children()
+
+
+def test_paths_that_are_more_than_a_batch_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(310):
+        (tmp_path / f"{number}").write_text("x")
+    where, start = os.getcwd(), os.open(tmp_path, os.O_RDONLY)
+    try:
+        os.fchdir(start)
+        for _ in range(14):
+            os.mkdir(b"\xff" * 255)
+            os.chdir(b"\xff" * 255)
+        for number in range(32):
+            name = b"%03d" % number + b"\xff" * 250
+            os.mkdir(name)
+            for file in b"0123":
+                Path(os.fsdecode(name), chr(file)).write_text(PLACE)
+    finally:
+        os.chdir(where)
+        os.close(start)
+    found = report(tmp_path, 2, monkeypatch)
+    assert found.files == 310 + 128 and len(found.findings) == 128 and not found.problems
 
 
 def test_a_process_of_threads_does_not_fork(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,11 +184,35 @@ def test_an_audit_whose_helper_is_killed_says_so(
     assert "was killed" in capsys.readouterr().err
 
 
+def test_an_audit_without_memory_says_so(tree: Path) -> None:
+    code = f"""
+import resource, sys
+from nsbuild.cli import main
+import nsbuild.cli.audit
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (2 << 20), resource.RLIM_INFINITY))
+sys.exit(main(["audit", "--path", {PLACE!r}, sys.argv[1]]))
+"""
+    (tree / "large.pyc").write_bytes(bytes(16 << 20))
+    ended = subprocess.run([sys.executable, "-c", code, tree], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2 and ended.stderr == "nsbuild: There is not enough memory.\n"
+
+
+def test_what_cannot_be_handed_back_is_raised_here() -> None:
+    def too_much() -> object:
+        raise MemoryError
+
+    with Workers(1, lambda: None, lambda part, fd: None, too_much) as workers, pytest.raises(MemoryError):
+        workers.finish()
+
+
 def test_those_of_a_killed_process_end() -> None:
     code = """
 import os, signal
 from nsbuild.audit.workers import Workers
-workers = Workers(3, lambda: None, lambda part, fd: None, lambda: None)
+more_than_a_pipe_holds = bytes(1 << 20)
+workers = Workers(3, lambda: None, lambda part, fd: None, lambda: more_than_a_pipe_holds)
 print(*(pid for pid, _ in workers._children), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -163,6 +227,21 @@ def running(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_signals_end_them_but_those_that_are_ignored() -> None:
+    def how() -> object:
+        handlers = {number: signal.getsignal(number) for number in ENDING}
+        return handlers, signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        with Workers(1, lambda: None, lambda part, fd: None, how) as workers:
+            ((handlers, masked),) = workers.finish()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert handlers.pop(signal.SIGHUP) == signal.SIG_IGN
+    assert set(handlers.values()) == {signal.SIG_DFL} and not masked
 
 
 def test_one_that_is_interrupted_takes_them_along(tmp_path: Path) -> None:
