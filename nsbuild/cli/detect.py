@@ -14,6 +14,7 @@ _NOT = (
     *ROLLOUT,
     "as_json",
     "output",
+    "audit",
     "cache_dir",
     "app",
     "keep_credentials",

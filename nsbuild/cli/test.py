@@ -11,7 +11,7 @@ from nsbuild.cli.build import ROLLOUT, params_without, run_build
 from nsbuild.cli.configured import Configured
 from nsbuild.cli.say import say
 
-_NOT = (*ROLLOUT, "output", "keep_credentials", "rebuild", "reproducible", "shell_on_failure")
+_NOT = (*ROLLOUT, "output", "audit", "keep_credentials", "rebuild", "reproducible", "shell_on_failure")
 
 
 @click.command(
