@@ -110,16 +110,16 @@ def prepare(
     """A candidate that can be started; None, said and noted, when there cannot be one. Removed unless started."""
     scratch = candidate = slot = None
     try:
-        slot = take_slot()
-        scratch = Scratch(Path(workspace_dir).absolute() if workspace_dir else default_parent())
-        candidate = make(scratch)
-        candidate.slot = slot
-    except OSError as error:
-        say(f"there will be no shadow: {error.filename or 'a copy'}: {error.strerror}.")
-        _skipped(noted, f"{error.filename or 'a copy'}: {error.strerror}")
-    except NoSlot as error:
-        _skipped(noted, str(error))
-    try:
+        try:
+            slot = take_slot()
+            scratch = Scratch(Path(workspace_dir).absolute() if workspace_dir else default_parent())
+            candidate = make(scratch)
+            candidate.slot = slot
+        except OSError as error:
+            say(f"there will be no shadow: {error.filename or 'a copy'}: {error.strerror}.")
+            _skipped(noted, f"{error.filename or 'a copy'}: {error.strerror}")
+        except NoSlot as error:
+            _skipped(noted, str(error))
         yield candidate
     finally:
         if slot is not None:

@@ -12,12 +12,16 @@ from pathlib import Path
 import pytest
 from rollout.fleets import Fleet, fresh, offline
 from support.builders import Builder
-from support.processes import Child, eventually
+from support.processes import Child, descriptors, eventually
 from support.refusals import no_user_namespaces
 from support.sites import BUILDPACKS, CHAINS, snapshot
 
+from nsbuild.errors import UsageError
 from nsbuild.rollout import Outcome, slots
 from nsbuild.rollout import candidate as candidates
+from nsbuild.rollout.noted import Asked, Noted
+from nsbuild.rollout.scratch import Scratch
+from nsbuild.rollout.shadow import Candidate, prepare
 
 pytest_plugins = ["support.builder_fixtures", "rollout.fleet_fixtures"]
 
@@ -258,6 +262,21 @@ def test_only_so_many_candidates_are_at_work_at_once(shadow: Fleet) -> None:
     shadow.compile("--bind", f"{go}:/go").ok()
     assert shadow.candidate().result == "same"
     assert [row.result for row in shadow.rows() if row.shadow].count("skipped") == 1
+
+
+@pytest.mark.parametrize("error", [UsageError("No such thing."), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_a_candidate_that_is_not_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def make(scratch: Scratch) -> Candidate:
+        raise error
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    before = descriptors()
+    noted = Noted(Asked(str(tmp_path / "none"), "app"), {}, lambda sentence: None, {})
+    with pytest.raises(type(error)), prepare(noted, str(tmp_path / "work"), pytest.fail, make):
+        pass
+    assert descriptors() == before and not list((tmp_path / "work").iterdir())
 
 
 def test_a_call_of_a_chain_that_cannot_be_repeated_elsewhere_is_skipped(shadow: Fleet) -> None:
