@@ -247,19 +247,32 @@ Python from 3.8 on.
 """
 
 
+def _answer(line: bytes) -> tuple[list[tuple[str, list[str]]], list[tuple[str, str, str]]]:
+    """What `_INSTALLED` has printed, by a Python that may be anything.
+
+    Raises ValueError, TypeError, RecursionError for what it cannot have.
+    """
+    distributions, lost = json.loads(line)
+    installed = [(str(name), [str(top) for top in tops]) for name, tops in distributions]
+    broken = [(str(directory), str(file), str(path)) for directory, file, path in lost]
+    for text in (*(name for name, _ in installed), *(text for texts in broken for text in texts)):
+        os.fsencode(text)  # JSON may hold what no name of a file does
+    if not all(top.isidentifier() for _, tops in installed for top in tops):
+        raise ValueError("a module has a name that cannot be imported")
+    return installed, broken
+
+
 def _imports(dynos: _Dynos) -> Iterator[Proof]:
     """The .pth files of the slug's own Python, and its distributions, each in a process of its own."""
     found = dynos.run("bash", "-c", r'printf "\n%s" "$(command -v python3 || command -v python)"')
     python = os.fsdecode(found.line)
-    if not python.startswith(f"{dynos.slug.info.run_path}/"):
+    if not python.startswith(f"{dynos.slug.info.run_path}/") or "\0" in python:
         return
     own = os.path.relpath(python, dynos.slug.info.run_path)
     ended = dynos.run(python, "-c", _INSTALLED)
     try:
-        distributions, lost = json.loads(ended.line)
-        installed = [(str(name), [str(top) for top in tops]) for name, tops in distributions]
-        broken = [(str(directory), str(file), str(path)) for directory, file, path in lost]
-    except (ValueError, TypeError):
+        installed, broken = _answer(ended.line)
+    except (ValueError, TypeError, RecursionError):
         yield Proof("import", python, Verdict.FAILS, ended.outcome.exit_code, ended.said, own)
         return
     for directory, file, path in broken:

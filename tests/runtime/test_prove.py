@@ -196,6 +196,24 @@ def test_misuse_and_what_does_not_boot(site: Site) -> None:
     assert (done.code, done.text) == (2, "") and "--prove" in done.err
 
 
+@pytest.mark.parametrize(
+    "says",
+    [
+        "[" * 100_000,
+        r'[[["name", ["a\u0000b"]]], []]',
+        r'[[["name", ["\ud800"]]], []]',
+        r'[[], [["\u0000", "\ud800.pth", "/nowhere"]]]',
+    ],
+    ids=["deep", "nul", "no-utf-8", "pth"],
+)
+def test_a_python_that_says_anything(site: Site, says: str) -> None:
+    """What a slug's own Python answers is the slug's, like all that is in it."""
+    site.build(site.app("app", says=f"\n{says}"), site.buildpack(SCRIPTS)).ok()
+    site.write("out/bin/python3", "#!/bin/sh\nexec cat /app/says\n", 0o755)
+    found = proved(site, site.out, code=14)
+    assert [proof["verdict"] for name, proof in found.items() if name.startswith("import ")] == ["fails"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_leaves_nothing(site: Site, number: int) -> None:
     site.build(site.app("app", Procfile="web: touch /tmp/up; exec sleep 600"), site.buildpack()).ok()
