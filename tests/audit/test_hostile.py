@@ -332,6 +332,16 @@ def test_members_whose_names_lead_out_are_only_names(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "slug", "x.tar", "x.zip"]
 
 
+def test_a_member_without_a_name(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("qq.pth", PLACE)
+    (tmp_path / "x.zip").write_bytes(whole.getvalue().replace(b"qq.pth", b"\0q.pth"))
+    report = audit(tmp_path, OPTIONS)
+    assert [(one.where, one.kind) for one in report.findings] == [("x.zip!\0q.pth", "pth")]
+    assert not report.problems
+
+
 def test_fifty_archives_in_each_other(tmp_path: Path) -> None:
     data = PLACE.encode()
     for _ in range(50):
