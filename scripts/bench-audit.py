@@ -24,10 +24,11 @@ from nsbuild.build.audited import SlugAudit
 from nsbuild.record import Record
 from nsbuild.sandbox import User, app_layout
 from nsbuild.slug import Output, prepare
+from nsbuild.stack import HOST
 from nsbuild.workspace import Workspace
 tree, output, format_, place, audited = sys.argv[1:]
 record = Record(id="x", source="x", layout="app", run_path="/app", stack="x")
-audit = SlugAudit(app_layout("/app"), Workspace(place, User(1, 1)), record) if audited else None
+audit = SlugAudit(app_layout("/app"), Workspace(place, User(1, 1)), HOST, record) if audited else None
 made = prepare(tree, Output(Path(output), format_), None, watcher=audit.watch if audit else None)
 if audit:
     audit.finish()
