@@ -170,7 +170,7 @@ def _same_but_for_order(a: bytes, b: bytes) -> bool:
     if sorted(a.split(b"\n")) == sorted(b.split(b"\n")):
         return True
     try:
-        return bool(_unordered(json.loads(a)) == _unordered(json.loads(b)))
+        return _text(_unordered(json.loads(a))) == _text(_unordered(json.loads(b)))
     except (ValueError, RecursionError):
         return False
 
@@ -180,5 +180,9 @@ def _unordered(value: object) -> object:
     if isinstance(value, dict):
         return {key: _unordered(item) for key, item in value.items()}
     if isinstance(value, list):
-        return sorted(json.dumps(_unordered(item), sort_keys=True) for item in value)
+        return sorted(map(_unordered, value), key=_text)  # texts in texts would double with every level
     return value
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, sort_keys=True)

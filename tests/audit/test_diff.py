@@ -58,6 +58,8 @@ def contents(pair: tuple[Path, Path], name: str, a: str | bytes, b: str | bytes)
         ("number", "v=1234567890", "v=1234567891", REAL),
         ("lines", "a\nb\nc\n", "c\na\nb\n", ORDER),
         ("keys.json", '{"a": 1, "b": [1, 2]}', '{"b": [2, 1], "a": 1}', ORDER),
+        ("truth.json", '{"a": 1}', '{"a": true}', REAL),
+        ("deep.json", "[" * 300 + '"a", "b"' + "]" * 300, "[" * 300 + '"b", "a"' + "]" * 300, ORDER),
         ("value.json", '{"a": 1}', '{"a": 2}', REAL),
         ("p.dist-info/RECORD", "bin/x,sha256=AAA-_1,23\nm.py,,\n", "m.py,,\nbin/x,sha256=BBB,17\n", ORDER),
         ("p.dist-info/RECORD", "bin/x,sha256=AAA-_1,23\n", "bin/y,sha256=AAA-_1,23\n", REAL),
