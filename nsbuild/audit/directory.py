@@ -32,7 +32,7 @@ def audit_directory(auditor: Auditor, directory: str, writer: Writer | None = No
 
     A large one is read by as many processes as there are processors for it, up to `PROCESSES`, where this process
     has one thread. `unlock` is for a tree of our own, as in `walk`. Raises OSError when the directory itself cannot
-    be read, or a process that helped was killed.
+    be read, the one that it is in is moved away meanwhile, or a process that helped was killed.
     """
     with Descent(directory, open_root(directory, None)) as descent, _Reading(auditor, writer, unlock) as reading:
         closed = [False]
