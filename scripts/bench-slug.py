@@ -122,7 +122,7 @@ def unpacking(slug: Path) -> float:
 
 
 def peak(action: Callable[[], None]) -> int:
-    """MB at most in memory of the processes of one action."""
+    """MB at most in memory of the processes of one action; what this process has is the least that is told."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
