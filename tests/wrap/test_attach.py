@@ -17,7 +17,7 @@ import pytest
 from support.builders import Builder
 from support.processes import ROOT, SOMEBODY, become, private_mounts
 from support.rooms import Output
-from support.sites import NSBUILD, PERSON, Result, as_root
+from support.sites import NSBUILD, PERSON, Result, as_root, ordinary
 
 from nsbuild.sandbox import kernel
 
@@ -324,6 +324,7 @@ def test_root_is_refused_what_belongs_to_two(builder: Builder, place: str, attac
 
 
 @as_root
+@ordinary
 def test_a_cache_of_the_users_beside_a_build_dir_of_roots() -> None:
     from support.sites import new_site, remove_site
 
