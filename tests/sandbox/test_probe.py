@@ -10,6 +10,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -418,7 +419,8 @@ def test_unshare_beside_a_thread(with_a_thread: None) -> None:
     assert step.errno == errno.EINVAL
     (found, *_) = diagnose([step], collect(os.geteuid(), os.getegid()))
     assert found.code == "threads"
-    assert f"Threads: {len(os.listdir('/proc/self/task'))}" in found.evidence
+    # This one has those of other tests as well, which come and go.
+    assert re.search(r"Threads: ([2-9]|\d\d+)\b", found.evidence), found.evidence
 
 
 def test_a_caller_with_threads_is_not_forked(with_a_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
