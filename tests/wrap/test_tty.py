@@ -78,9 +78,9 @@ def test_a_debugging_shell(desk: Desk) -> None:
     terminal.type(b"echo status $?\r")
     terminal.says(b"status 130\r\n")
     terminal.resize(44, 55)
-    time.sleep(0.2)
-    terminal.type(b"stty size; echo made > made\r")
-    terminal.says(b"44 55\r\n")
+    # The signal takes its way; where the size never came this would not end.
+    terminal.type(b"until stty size | grep -x '44 5[5]'; do sleep 0.05; done; echo made > made\r")
+    terminal.says(b"\n44 55\r\n")
     terminal.type(b"exit 7\r")
     assert process.wait(20) == 7
     assert terminal.modes() == before
