@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from nsbuild.audit import kinds
@@ -65,29 +66,47 @@ class Auditor:
         """One for another part of the same slug, that has seen nothing yet."""
         return Auditor(self._path, self.matcher, run_path=self._run_path, on_stack=self._on_stack)
 
+    @contextmanager
+    def apart(self) -> Iterator[Collected]:
+        """What is told meanwhile is collected in this, all but the counts, and not yet in the report."""
+        kept, found = self.collected, Collected()
+        self.collected = found
+        try:
+            yield found
+        finally:
+            self.collected = kept
+            kept.files, kept.bytes = kept.files + found.files, kept.bytes + found.bytes
+            found.files = found.bytes = 0
+
     def writer(self, path: str, name: str) -> None:
         """Who wrote an entry last, to be told before the entry itself; empty when nobody knows."""
         self._last = (path, name)
 
-    def directory(self, path: str) -> None:
-        """A directory is only a name."""
-        self.collected.entries.add(path)
+    def entries(self, paths: Iterable[str]) -> None:
+        """What there is in the slug: every file, directory and link, whatever else is told of it."""
+        self.collected.entries.update(paths)
 
     def symlink(self, path: str, target: str) -> None:
-        self.collected.entries.add(path)
         self.collected.links[path] = target
         self._add(symlink_findings(self.matcher, path, target))
 
+    def quiet(self, data: bytes) -> bool:
+        """Whether there is nothing to tell of a file that holds this, whatever it is called. There seldom is."""
+        return not (self.matcher.anywhere(data) or data[:2] == b"#!" or container(data))
+
+    def count(self, size: int) -> None:
+        """A quiet file, or a further name of one that has been told already."""
+        self.collected.files += 1
+        self.collected.bytes += size
+
     def whole(self, path: str, data: bytes, *, executable: bool) -> None:
-        """A file whose bytes are all there. Nearly every file of a slug ends here after one search."""
-        if self.matcher.anywhere(data) or container(data) or (executable and data[:2] == b"#!"):
+        """A file whose bytes are all there."""
+        if self.quiet(data):
+            self.count(len(data))
+        else:
             file = self.file(path, executable=executable)
             file.feed(data)
             self.done(path, file)
-        else:
-            self.collected.files += 1
-            self.collected.entries.add(path)
-        self.collected.bytes += len(data)
 
     def file(self, path: str, *, executable: bool) -> FileAudit:
         """For a file that comes in blocks: feed it, then hand it to `done`."""
@@ -95,9 +114,8 @@ class Auditor:
 
     def done(self, path: str, file: FileAudit) -> None:
         """All blocks of a file have been fed."""
-        self.collected.files += 1
-        self.collected.entries.add(path)
         findings, problems = file.close()
+        self.count(file.size)
         self._add(findings)
         self.collected.problems += problems
         if file.interpreter:

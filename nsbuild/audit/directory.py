@@ -5,26 +5,30 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
-from nsbuild.audit.auditor import Auditor
-from nsbuild.audit.workers import FDS, Entry, Part, Workers
+from nsbuild.audit.auditor import Auditor, Collected
+from nsbuild.audit.workers import FDS, Part, Workers
 from nsbuild.tree.beneath import open_root
 from nsbuild.tree.copy import extents, open_whatever
 from nsbuild.tree.descent import Descent, Identity, identity
-from nsbuild.tree.walk import Event, walk
+from nsbuild.tree.walk import listings
 
 _BLOCK = 1 << 20
-_FILES, _BYTES = 64, 4 << 20
-"""What makes a batch, if a directory has as much."""
+_SMALL = 64 << 10
+_FILES = 64
+"""In a batch, if a directory has as many."""
 ALONE = 300
-"""Files that are audited before other processes are asked to help: to fork costs as much as some hundreds."""
+"""Files for which no other process is asked to help: to fork costs as much as some hundreds."""
 PROCESSES = min(4, len(os.sched_getaffinity(0)))
 """With more of them, the walk that feeds them is what is waited for."""
 
 Writer = Callable[[str, float], str]
 """Who wrote an entry last, by its path and its change time in seconds; empty when nobody knows."""
+
+_Linked = dict[Identity, tuple[int, Collected]]
+"""What is to be told of a file of several names, and the number of the one under which it was read."""
 
 
 def audit_directory(auditor: Auditor, directory: str, writer: Writer | None = None, *, unlock: bool = False) -> None:
@@ -35,41 +39,30 @@ def audit_directory(auditor: Auditor, directory: str, writer: Writer | None = No
     be read, the one that it is in is moved away meanwhile, or a process that helped was killed.
     """
     with Descent(directory, open_root(directory, None)) as descent, _Reading(auditor, writer, unlock) as reading:
-        closed = [False]
-        seen: set[Identity] = set()
-        for event, name, info in walk(descent, tolerant=True, unlock=unlock):
-            if event is not Event.OTHER:
-                reading.elsewhere()
-            if event is Event.LEAVE:
-                closed.pop()
-            elif event is Event.ENTER:
-                auditor.directory(descent.shown())
-                closed.append(info.st_mode & 0o500 != 0o500)
-            elif stat.S_ISREG(info.st_mode):
-                if info.st_nlink > 1:
-                    if identity(info) in seen:  # its bytes have been searched under another name
-                        auditor.directory(descent.shown(name))
-                        continue
-                    seen.add(identity(info))
-                reading.file(descent, (name, info.st_mode, info.st_size, info.st_blocks, info.st_ctime))
-                if closed[-1]:
-                    reading.flush(here=True)  # the walk closes the directory again when it leaves
-            else:
-                _audit_other(auditor, descent, name, info, writer)
+        for listing in listings(descent, unlock=unlock):
+            here = descent.shown()
+            above = here and here + "/"
+            auditor.entries([here] if here else [])
+            auditor.entries([above + name for name in listing.files])
+            reading.files(here, descent.fd, listing.files)
+            if listing.closed:
+                reading.flush(here=True)  # before it is closed again
+            for name in listing.others:
+                _audit_other(auditor, above + name, descent.fd, name, writer)
         reading.finish()
 
 
-def _audit_other(auditor: Auditor, descent: Descent, name: str, info: os.stat_result, writer: Writer | None) -> None:
-    path = descent.shown(name)
-    if stat.S_ISDIR(info.st_mode):
-        auditor.problem(path, "cannot be read: it is a closed directory")
-    elif stat.S_ISLNK(info.st_mode):
-        if writer is not None:
-            auditor.writer(path, writer(path, info.st_ctime))
-        try:
-            auditor.symlink(path, os.readlink(name, dir_fd=descent.fd))
-        except OSError as error:
-            _not_read(auditor, path, error)
+def _audit_other(auditor: Auditor, path: str, dir_fd: int, name: str, writer: Writer | None) -> None:
+    try:
+        info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        if stat.S_ISDIR(info.st_mode):
+            auditor.problem(path, "cannot be read: it is a closed directory")
+        elif stat.S_ISLNK(info.st_mode):
+            if writer is not None:
+                auditor.writer(path, writer(path, info.st_ctime))
+            auditor.symlink(path, os.readlink(name, dir_fd=dir_fd))
+    except OSError as error:
+        _not_read(auditor, path, error)
 
 
 def _not_read(auditor: Auditor, path: str, error: OSError) -> None:
@@ -77,6 +70,27 @@ def _not_read(auditor: Auditor, path: str, error: OSError) -> None:
         auditor.problem(path, "vanished while it was audited")
     else:
         auditor.problem(path, f"cannot be read: {error.strerror}")
+
+
+class _Batch:
+    """Files of a few directories, which are kept open."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self.fds: list[int] = []
+        self.room = _FILES
+
+    def add(self, dir_fd: int, part: Part) -> None:
+        self.fds.append(os.dup(dir_fd))  # the walk may be elsewhere when it is read
+        self.parts.append(part)
+        self.room -= len(part[2])
+        if len(self.fds) == FDS:
+            self.room = 0
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+        self.parts, self.fds, self.room = [], [], _FILES
 
 
 class _Reading:
@@ -87,11 +101,9 @@ class _Reading:
         self._writer = writer
         self._unlock = unlock
         self._workers: Workers | None = None
-        self._parts: list[Part] = []
-        self._fds: list[int] = []
-        self._entries: list[Entry] | None = None
-        """Those of the directory in which the walk is, if it had any yet."""
-        self._bytes = self._files = self._given = 0
+        self._batches = [_Batch()]
+        self._files = 0
+        self._linked: _Linked = {}
 
     def __enter__(self) -> Self:
         return self
@@ -101,68 +113,99 @@ class _Reading:
         if self._workers is not None:
             self._workers.__exit__()
 
-    def elsewhere(self) -> None:
-        """The walk is in another directory now."""
-        self._entries = None
-
-    def file(self, descent: Descent, entry: Entry) -> None:
-        """A regular file of the directory in which the descent is."""
-        if self._entries is None:
-            if len(self._fds) == FDS:
-                self.flush()
-            self._entries = []
-            self._parts.append((descent.shown(), self._entries))
-            self._fds.append(os.dup(descent.fd))  # the walk may be elsewhere when it is read
-        self._entries.append(entry)
-        self._files += 1
-        self._bytes += entry[2]
-        if self._files == _FILES or self._bytes >= _BYTES:
-            self.flush()
+    def files(self, directory: str, dir_fd: int, names: Sequence[str]) -> None:
+        """Regular files of a directory."""
+        while names:
+            batch = self._batches[-1]
+            some, names = names[: batch.room], names[batch.room :]
+            batch.add(dir_fd, (self._files, directory, some))
+            self._files += len(some)
+            if not batch.room:
+                # The first wait until it is known that there are many, for they may be the largest. A process may
+                # have few descriptors.
+                if (
+                    self._workers is None
+                    and self._files <= ALONE
+                    and sum(len(one.fds) for one in self._batches) < FDS
+                ):
+                    self._batches.append(_Batch())
+                else:
+                    self.flush()
 
     def flush(self, *, here: bool = False) -> None:
         """Have what was gathered audited; `here` at once, by this process."""
-        self._given += self._files
-        if self._workers is None and self._given > ALONE and PROCESSES > 1 and threading.active_count() == 1:
-            self._workers = Workers(PROCESSES - 1, self._begin, self._audit, lambda: self._auditor.collected)
-        if here or self._workers is None or not self._workers.give(self._parts, self._fds):
-            for part, fd in zip(self._parts, self._fds, strict=True):
-                self._audit(part, fd)
-        self._drop()
+        if self._workers is None and self._files > ALONE and PROCESSES > 1 and threading.active_count() == 1:
+            self._workers = Workers(PROCESSES - 1, self._begin, self._audit, self._result)
+        for batch in self._batches:
+            if here or self._workers is None or not self._workers.give(batch.parts, batch.fds):
+                for part, fd in zip(batch.parts, batch.fds, strict=True):
+                    self._audit(part, fd)
+            batch.close()
+        del self._batches[1:]
 
     def _drop(self) -> None:
-        for fd in self._fds:
-            os.close(fd)
-        self._parts, self._fds, self._entries = [], [], None
-        self._bytes = self._files = 0
+        for batch in self._batches:
+            batch.close()
+        del self._batches[1:]
 
     def _begin(self) -> None:
         """In one of the others: it collects what it reads itself."""
         self._drop()  # what is gathered is its caller's, and descriptors may be few
-        self._auditor = self._auditor.another()
+        self._auditor, self._linked = self._auditor.another(), {}
+
+    def _result(self) -> tuple[Collected, _Linked]:
+        return self._auditor.collected, self._linked
 
     def finish(self) -> None:
         self.flush()
         if self._workers is not None:
-            for collected in self._workers.finish():
+            for collected, linked in self._workers.finish():
                 self._auditor.collected.add(collected)
+                for which, read in linked.items():
+                    # Each process may have read a file under another name: the first one counts.
+                    self._linked[which] = min(read, self._linked.get(which, read), key=lambda pair: pair[0])
+        for _, collected in self._linked.values():
+            self._auditor.collected.add(collected)
 
     def _audit(self, part: Part, dir_fd: int) -> None:
-        auditor, above = self._auditor, part[0] and part[0] + "/"
-        for name, mode, size, blocks, changed in part[1]:
-            path = above + name
-            if self._writer is not None:
-                auditor.writer(path, self._writer(path, changed))
+        begin, directory, names = part
+        auditor, above = self._auditor, directory and directory + "/"
+        for number, name in enumerate(names, begin):
             try:
                 fd = open_whatever(dir_fd, name, unlock=self._unlock)
                 try:
-                    _audit_file(auditor, fd, path, bool(mode & 0o111), size, blocks)
+                    # What is small and has nothing in it, nearly every file, costs no other call. Some filesystems
+                    # in user space give less than there is: the end has come where nothing comes.
+                    data = os.read(fd, _SMALL)
+                    if 0 < len(data) < _SMALL and not os.read(fd, 1) and auditor.quiet(data):
+                        auditor.count(len(data))
+                    else:
+                        self._look(above + name, fd, number)
                 finally:
                     os.close(fd)
             except OSError as error:
-                _not_read(auditor, path, error)
+                _not_read(auditor, above + name, error)
+
+    def _look(self, path: str, fd: int, number: int) -> None:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            self._auditor.problem(path, "is no file any more: it changed while it was audited")
+            return
+        if self._writer is not None:
+            self._auditor.writer(path, self._writer(path, info.st_ctime))
+        if info.st_nlink == 1:
+            _audit_file(self._auditor, path, fd, info)
+        elif identity(info) in self._linked and self._linked[identity(info)][0] < number:
+            self._auditor.count(info.st_size)
+        else:
+            with self._auditor.apart() as found:
+                _audit_file(self._auditor, path, fd, info)
+            self._linked[identity(info)] = number, found
 
 
-def _audit_file(auditor: Auditor, fd: int, path: str, executable: bool, size: int, blocks: int) -> None:
+def _audit_file(auditor: Auditor, path: str, fd: int, info: os.stat_result) -> None:
+    size, executable = info.st_size, bool(info.st_mode & 0o111)
+    os.lseek(fd, 0, os.SEEK_SET)
     data = os.read(fd, min(_BLOCK, size + 1))  # room that is not filled is not free
     if len(data) < _BLOCK and len(data) == size:
         auditor.whole(path, data, executable=executable)
@@ -170,7 +213,7 @@ def _audit_file(auditor: Auditor, fd: int, path: str, executable: bool, size: in
     file = auditor.file(path, executable=executable)
     at = 0
     # A build can leave a file of a petabyte that is all hole. One that grows is read as far as it reached.
-    sparse = blocks * 512 < size
+    sparse = info.st_blocks * 512 < size
     for start, end in extents(fd, size) if sparse else [(0, size)]:
         if start > at:
             file.skip(start - at)
@@ -178,7 +221,6 @@ def _audit_file(auditor: Auditor, fd: int, path: str, executable: bool, size: in
         os.lseek(fd, start, os.SEEK_SET)
         while at < end and (data := os.read(fd, min(_BLOCK, end - at))):
             file.feed(data)
-            auditor.collected.bytes += len(data)
             at += len(data)
         if at < end:
             auditor.problem(path, "shrank while it was audited")

@@ -39,7 +39,8 @@ class FileAudit:
         self._budget = budget or Budget()
         self._found: list[Match] = []
         self._head = b""
-        self._size = 0
+        self.size = 0
+        """Bytes that have been fed, holes included."""
         self._tail = b""
         self._searched = 0
         """How much of the tail has been searched already."""
@@ -49,17 +50,17 @@ class FileAudit:
 
     def feed(self, block: bytes) -> None:
         """The next bytes. They are searched when what follows them is known."""
-        if not self._size:
+        if not self.size:
             self._head = block[: decode.HEAD]
             if self._wanted_whole():
                 self._kept = []
         if self._kept is not None:
             self._kept.append(block)
-            if self._size + len(block) > KEPT:
+            if self.size + len(block) > KEPT:
                 self._kept = None
-        if len(self._head) < decode.HEAD and self._size:
+        if len(self._head) < decode.HEAD and self.size:
             self._head = (self._head + block)[: decode.HEAD]
-        self._size += len(block)
+        self.size += len(block)
         self._search(self._tail + block if self._tail else block, last=False)
 
     def skip(self, size: int) -> None:
@@ -67,7 +68,7 @@ class FileAudit:
         self._search(self._tail, last=True)
         self._tail, self._searched = b"", 0
         self._kept = None
-        self._size += size
+        self.size += size
 
     def _wanted_whole(self) -> bool:
         return bool(decode.container(self._head)) or decode.is_elf(self._head) or decode.is_bytecode(self._name)
@@ -76,7 +77,7 @@ class FileAudit:
         overlap = self._matcher.overlap
         high = len(data) if last else max(len(data) - overlap, self._searched)
         if high > self._searched and self._matcher.anywhere(data):
-            base = self._size - len(data)
+            base = self.size - len(data)
             text = kinds.looks_like_text(self._head)
             for match in self._matcher.matches(data, self._searched, high, text=text):
                 self._found.append(Match(base + match.offset, match.place))
@@ -91,7 +92,7 @@ class FileAudit:
         findings = list(self._own_findings())
         shape = decode.container(self._head)
         if self._kept is None:
-            if self._size > KEPT and (shape or decode.is_elf(self._head)):
+            if self.size > KEPT and (shape or decode.is_elf(self._head)):
                 self._problem(
                     problems, f"is larger than {KEPT >> 20} MiB: its bytes were searched, not what they mean"
                 )

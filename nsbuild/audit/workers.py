@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Self
 
 from nsbuild.interrupts import ENDING, signals_held
@@ -17,12 +17,8 @@ _ROOM = 1 << 17
 """Bytes that a batch may have on its way: the kernel cuts off what is beyond. Paths can be longer than that."""
 
 
-Entry = tuple[str, int, int, int, float]
-"""A regular file, by lstat: name, mode, size, blocks of 512 bytes, ctime in seconds."""
-
-
-Part = tuple[str, list[Entry]]
-"""Files of one directory, whose path from the top of the slug comes first."""
+Part = tuple[int, str, Sequence[str]]
+"""Files of one directory: how many came before them, the directory's path from the top of the slug, their names."""
 FDS = 16
 """Directories in a batch at most. SCM_MAX_FD of the kernel is 253; a process may have few left."""
 

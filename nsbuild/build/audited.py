@@ -68,29 +68,28 @@ class SlugAudit:
         """A `nsbuild.slug.Watcher`."""
         if self._open is not None:
             if self._open[0] == path:
-                self._feed(self._open[1], piece)
+                self._open[1].feed(piece)
                 return
             self._close()
+        self._auditor.entries((path,))
         self._auditor.writer(path, self._writers.of(info.st_ctime))
         executable = bool(info.st_mode & 0o111)
         if stat.S_ISLNK(info.st_mode):
             self._auditor.symlink(path, os.fsdecode(piece))
-        elif not stat.S_ISREG(info.st_mode) or (not piece and info.st_size):  # a further hard link
-            self._auditor.directory(path)
+        elif not stat.S_ISREG(info.st_mode):
+            pass
+        elif not piece and info.st_size:  # a further hard link
+            self._auditor.count(info.st_size)
         elif len(piece) == info.st_size:
             self._auditor.whole(path, piece, executable=executable)
         else:
             file = self._auditor.file(path, executable=executable)
-            self._feed(file, piece)
+            file.feed(piece)
             self._open = (path, file)
 
     def directory(self, path: str) -> None:
         """For a slug that is not archived."""
         audit_directory(self._auditor, path, lambda name, changed: self._writers.of(changed), unlock=True)
-
-    def _feed(self, file: FileAudit, piece: bytes) -> None:
-        file.feed(piece)
-        self._auditor.collected.bytes += len(piece)
 
     def _close(self) -> None:
         if self._open is not None:

@@ -5,6 +5,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from nsbuild.tree.beneath import open_root
 from nsbuild.tree.descent import Descent, Identity, identity
@@ -80,6 +81,81 @@ def walk(
         except OSError as error:
             raise descent.named(error) from None
         yield Event.ENTER, name, pending[-1][1]
+
+
+class Listing(NamedTuple):
+    """Names in a directory, sorted: its regular `files`, and `others`, which are neither files nor directories that
+    can be read. `closed` is one that was made readable, and is closed again after it.
+    """
+
+    files: list[str]
+    others: list[str]
+    closed: bool
+
+
+def listings(descent: Descent, *, unlock: bool = False) -> Iterator[Listing]:
+    """Each directory, the descent's root first, while the descent is in it: what `walk` tells when tolerant, by the
+    types that directories hold, so that nothing else is looked at. A directory has a further one for each in it that
+    may not be read. `unlock` is as in `walk`. Raises OSError naming what cannot be read.
+    """
+    closed: int | None = None
+    pending: list[tuple[list[str], int | None]] = []
+    while True:
+        try:
+            listing, below = _listed(descent.fd, closed is not None)
+        except OSError as error:
+            raise descent.named(error) from None
+        yield listing
+        pending.append((below, closed))
+        while True:
+            names, closed = pending[-1]
+            if not names:
+                pending.pop()
+                if not pending:
+                    return
+                _, fd = descent.leave()
+                if closed is not None:
+                    os.fchmod(fd, closed)
+                os.close(fd)
+                continue
+            name = names.pop()
+            try:
+                fd, opens = _unlocked(descent.fd, name) if unlock else (_opened(descent.fd, name, whole=True), None)
+            except FileNotFoundError:
+                continue
+            except PermissionError:
+                yield Listing([], [name], closed is not None)
+                continue
+            except OSError as error:
+                raise descent.named(error, name) from None
+            closed = opens
+            descent.enter(name, fd)
+            break
+
+
+def _listed(fd: int, closed: bool) -> tuple[Listing, list[str]]:
+    """A directory, and the names of those in it, the last first."""
+    files, others, below = [], [], []
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    files.append(entry.name)
+                elif entry.is_dir(follow_symlinks=False):
+                    below.append(entry.name)
+                else:
+                    others.append(entry.name)
+    except FileNotFoundError:
+        pass  # the directory was removed after it was opened
+    return Listing(sorted(files), sorted(others), closed), sorted(below, reverse=True)
+
+
+def _unlocked(dir_fd: int, name: str) -> tuple[int, int | None]:
+    """A directory of ours, and the mode to give back to it, if it has been changed. Raises OSError."""
+    mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+    if mode & 0o500 == 0o500:
+        return _opened(dir_fd, name, whole=True), None
+    return open_unlocked(dir_fd, name, os.O_RDONLY | os.O_DIRECTORY, 0o500), stat.S_IMODE(mode)
 
 
 def _readable(info: os.stat_result) -> bool:

@@ -227,16 +227,19 @@ def test_a_file_that_vanishes_or_shrinks(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "a").write_text("x")
     (tmp_path / "b").write_text("x")
     (tmp_path / "c").write_bytes(bytes(3 << 20))
-    auditor = Auditor("x", Matcher(needles_for([PLACE])))
     real = open_whatever
 
     def meanwhile(fd: int, name: str, *, unlock: bool) -> int:
         if name == "a":
             (tmp_path / "b").unlink()
-        if name == "c":
-            os.truncate(tmp_path / "c", 1 << 20)
         return real(fd, name, unlock=unlock)
 
+    class Slow(Auditor):
+        def file(self, path: str, *, executable: bool) -> FileAudit:
+            os.truncate(tmp_path / "c", 1 << 20)
+            return super().file(path, executable=executable)
+
+    auditor = Slow("x", Matcher(needles_for([PLACE])))
     monkeypatch.setattr("nsbuild.audit.directory.open_whatever", meanwhile)
     audit_directory(auditor, str(tmp_path))
     assert reasons(auditor.finish()) == {"b": "vanished while it was audited", "c": "shrank while it was audited"}
@@ -253,7 +256,7 @@ def test_a_file_in_whose_place_is_a_fifo(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("nsbuild.audit.directory.open_whatever", meanwhile)
     auditor = Auditor("x", Matcher(needles_for([PLACE])))
     audit_directory(auditor, str(tmp_path))
-    assert reasons(auditor.finish()) == {"a": "cannot be read: Illegal seek"}
+    assert reasons(auditor.finish()) == {"a": "is no file any more: it changed while it was audited"}
 
 
 def test_a_file_that_grows_ends(tmp_path: Path) -> None:
@@ -364,3 +367,18 @@ def test_bytecode_of_another_python(tmp_path: Path, magic: bytes) -> None:
     assert report.problems == []
     found = {one.file: one.kind for one in report.findings}
     assert found.keys() == {"x.pyc", "cut.pyc", "constant.pyo"} and found["x.pyc"] == "bytecode-filename"
+
+
+@pytest.mark.parametrize("size", [100, 1 << 16, 3 << 20])
+def test_a_filesystem_that_gives_less_than_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    (tmp_path / "a").write_bytes(bytes(size - len(PLACE)) + PLACE.encode())
+    read = os.read
+    monkeypatch.setattr("nsbuild.audit.directory.os.read", lambda fd, count: read(fd, min(count, 7 + size // 10)))
+    auditor = Auditor("x", Matcher(needles_for([PLACE])))
+    audit_directory(auditor, str(tmp_path))
+    report = auditor.finish()
+    assert [(one.file, one.offset) for one in report.findings] == [("a", size - len(PLACE))]
+    assert not report.problems
+    assert report.bytes == size

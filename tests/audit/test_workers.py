@@ -71,11 +71,25 @@ def test_several_find_what_one_finds(tree: Path, monkeypatch: pytest.MonkeyPatch
     assert not forked
     assert report(tree, 3, monkeypatch, writer) == one
     assert len(forked) == 2 and not children()
-    assert one.files == 100 * 32 + 2
+    assert one.files == 100 * 33 + 2
     assert len(one.findings) == 100 * 6 + 2 + 50  # 3.py, 7, 17, 27, one not in UTF-8, link; an interpreter of 50
     assert {finding.writer for finding in one.findings} == {finding.file for finding in one.findings}
     assert not one.problems
     assert (tree / "shut").stat().st_mode & 0o777 == 0
+
+
+def test_a_file_of_many_names_is_told_under_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2000):
+        directory = tmp_path / f"{number // 20:03}"
+        directory.mkdir(exist_ok=True)
+        if number:
+            os.link(tmp_path / "000/0000", directory / f"{number:04}")
+        else:
+            (directory / "0000").write_text(PLACE)
+    for processes in (1, 2, 4):
+        found = report(tmp_path, processes, monkeypatch)
+        assert [finding.file for finding in found.findings] == ["000/0000"]
+        assert (found.files, found.bytes) == (2000, 2000 * len(PLACE))
 
 
 def test_where_no_process_can_be_had_one_does_it_all(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,17 +136,20 @@ def test_a_process_of_threads_does_not_fork(tree: Path, monkeypatch: pytest.Monk
     thread = threading.Thread(target=done.wait)
     thread.start()
     try:
-        assert report(tree, 3, monkeypatch).files == 100 * 32 + 2
+        assert report(tree, 3, monkeypatch).files == 100 * 33 + 2
     finally:
         done.set()
         thread.join()
 
 
 def test_few_descriptors(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(400):
+        (tree / f"0/one/{number}").mkdir(parents=True)
+        (tree / f"0/one/{number}/file").write_text(PLACE)
     whole = report(tree, 3, monkeypatch)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 48, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 56, hard))
     try:
         assert report(tree, 3, monkeypatch) == whole
     finally:
@@ -143,12 +160,12 @@ def some(fd: int, workers: Workers) -> int:
     """Gives batches until the others have taken some."""
     given = 0
     for number in range(1000):
-        given += workers.give([(str(number), [("x" * 200, 0, 0, 0, 0.0)] * 40)], [fd])
+        given += workers.give([(number, "", ["x" * 250] * 40)], [fd])
     return given
 
 
 def test_each_batch_is_done_once(tmp_path: Path) -> None:
-    done: list[tuple[str, int]] = []
+    done: list[tuple[int, int]] = []
     here = os.open(tmp_path, os.O_RDONLY)
     with Workers(2, done.clear, lambda part, fd: done.append((part[0], os.getpid())), lambda: done) as workers:
         given = some(here, workers)
@@ -250,7 +267,7 @@ def test_one_that_is_interrupted_takes_them_along(tmp_path: Path) -> None:
         pytest.raises(KeyboardInterrupt),
         Workers(3, lambda: None, lambda part, fd: time.sleep(60), lambda: None) as workers,
     ):
-        workers.give([("", [])], [here])
+        workers.give([(0, "", [])], [here])
         raise KeyboardInterrupt
     assert not children()
     os.close(here)

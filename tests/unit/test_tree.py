@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from nsbuild import tree
 from nsbuild.tree import beneath, copy, links, remove, replace
 from nsbuild.tree.descent import Descent, identity
+from nsbuild.tree.walk import listings
 
 NOBODY = 65534
 ROOT = os.geteuid() == 0
@@ -372,6 +373,7 @@ def test_deeper_than_path_max_with_few_descriptors(ground: str) -> None:
         tree.copy_tree(f"{ground}/t", f"{ground}/copy")
         assert bottom(f"{ground}/copy", name) == (5000, b"deep down")
         assert tree.tree_size(f"{ground}/copy") == (9, 5001)
+        assert len(listed(f"{ground}/copy")[0]) == 1
         assert tree.break_hard_links(f"{ground}/copy") == 0
         tree.remove_tree(f"{ground}/copy")
         tree.remove_tree(f"{ground}/t")
@@ -905,6 +907,54 @@ def test_size_of_what_may_not_be_read(ground: str) -> None:
         assert tree.tree_size(f"{ground}/t") == (1, 2)
 
     as_user(action)
+
+
+# --- listings ----------------------------------------------------------------------------------------------
+
+
+def listed(path: str, *, unlock: bool = False) -> tuple[set[str], set[str], set[str]]:
+    """Paths of files and of others, and directories that were closed."""
+    files, others, closed = set(), set(), set()
+    with Descent(path, os.open(path, os.O_RDONLY)) as descent:
+        for listing in listings(descent, unlock=unlock):
+            files |= {descent.relative(name) for name in listing.files}
+            others |= {descent.relative(name) for name in listing.others}
+            closed |= {descent.relative()} if listing.closed else set()
+    return files, others, closed
+
+
+def test_listings_of_a_tree(ground: str) -> None:
+    write(f"{ground}/t/a/b/file", b"1")
+    write(f"{ground}/t/c/file", b"1")
+    write(f"{ground}/t/file", b"1")
+    os.mkdir(f"{ground}/t/a/empty")
+    os.symlink("a", f"{ground}/t/directory")
+    os.mkfifo(f"{ground}/t/c/fifo")
+    assert listed(f"{ground}/t") == ({"a/b/file", "c/file", "file"}, {"directory", "c/fifo"}, set())
+
+
+@pytest.mark.parametrize("mode", [0, 0o400, 0o100])
+def test_listings_of_directories_that_forbid_it(ground: str, mode: int) -> None:
+    def action() -> None:
+        write(f"{ground}/t/a/shut/file", b"1")
+        write(f"{ground}/t/a/shut/below/file", b"1")
+        os.chmod(f"{ground}/t/a/shut", mode)
+        assert listed(f"{ground}/t") == (set(), {"a/shut"}, set())
+        assert listed(f"{ground}/t", unlock=True) == ({"a/shut/file", "a/shut/below/file"}, set(), {"a/shut"})
+        assert stat.S_IMODE(os.stat(f"{ground}/t/a/shut").st_mode) == mode
+
+    as_user(action)
+
+
+def test_listings_of_a_directory_that_vanishes(ground: str) -> None:
+    write(f"{ground}/t/a/file", b"1")
+    write(f"{ground}/t/b/file", b"1")
+    seen = []
+    with Descent(f"{ground}/t", os.open(f"{ground}/t", os.O_RDONLY)) as descent:
+        for listing in listings(descent):
+            seen.append((descent.relative(), listing.files))
+            shutil.rmtree(f"{ground}/t/a", ignore_errors=True)
+    assert seen == [("", []), ("b", ["file"])]
 
 
 # --- break_hard_links --------------------------------------------------------------------------------------
