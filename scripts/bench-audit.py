@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench_slug import generate, peak, processor, shell
+from measure import generate, peak, processor, python, shell
 
 PLACES = ("/tmp/cache", "/tmp/env", "/tmp/buildpacks", "/var/tmp/apps/.workspaces/build-20260102-030405-0a1b2c3d")
 ARCHIVE = """
@@ -39,11 +38,6 @@ import sys
 from nsbuild.audit.audit import AuditOptions, audit
 audit(sys.argv[1], AuditOptions(sys.argv[2:]))
 """
-
-
-def python(code: str, *words: str) -> Callable[[], None]:
-    argv = [sys.executable, "-I", "-c", code, *words]
-    return lambda: [subprocess.run(argv, check=True), None][1]
 
 
 def seconds(actions: dict[str, Callable[[], None]], rounds: int) -> dict[str, tuple[float, float]]:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from nsbuild.sandbox import Launcher, User, compose, read_host
+from nsbuild.sandbox import Launcher, User, View, compose, read_host
 
 NULL = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
 
@@ -27,7 +27,7 @@ def workspace(name: str) -> str:
     return path
 
 
-def view_of(path: str, network: str = "host"):
+def view_of(path: str, network: str = "host") -> View:
     places = {"/app": f"{path}/app", "/tmp": f"{path}/tmp", "/tmp/cache": f"{path}/cache", "/tmp/env": f"{path}/env"}
     return compose(
         read_host("/", places),

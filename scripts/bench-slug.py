@@ -6,102 +6,29 @@ Started by `scripts/bench slug` in an installed copy, as an ordinary user.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import marshal
 import os
-import random
-import resource
 import shutil
 import statistics
-import string
-import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measure import generate, peak, processor, python, shell
 
 from nsbuild.sandbox import User
 from nsbuild.slug import Output
 from nsbuild.slug.unpack import unpack
 from nsbuild.workspace import workspace
 
-JAVASCRIPT = ("/usr/share/nodejs", "/usr/lib/node_modules", "/usr/local/lib/node_modules")
-MOST = 40_000_000
-"""Bytes of each kind of content that files are cut from."""
-
-
-def pools() -> dict[str, bytes]:
-    """What the generated files are cut from: a library of Python, its bytecode, compiled modules, JavaScript."""
-    library = Path(sysconfig.get_path("stdlib"))
-    sources = [path for path in sorted(library.rglob("*.py")) if "lib2to3/tests" not in str(path)]
-    found: dict[str, list[bytes]] = {".py": [], ".pyc": [], ".so": [], ".js": []}
-    for path in sources:
-        text = path.read_bytes()
-        found[".py"].append(text)
-        with contextlib.suppress(SyntaxError, ValueError):
-            found[".pyc"].append(marshal.dumps(compile(text, f"/app/.heroku/python/lib/{path.name}", "exec")))
-    for path in sorted([*library.rglob("*.so"), *Path(sys.prefix).rglob("*.so")]):
-        found[".so"].append(path.read_bytes())
-    for place in (*JAVASCRIPT, str(library)):
-        for path in sorted(Path(place).rglob("*.js")):
-            with contextlib.suppress(OSError):
-                found[".js"].append(path.read_bytes())
-    return {kind: b"".join(parts)[:MOST] for kind, parts in found.items()}
-
-
-def generate(top: Path, megabytes: int, files: int) -> None:
-    """A venv and a node_modules: sources, their bytecode, JavaScript, compiled modules."""
-    chance = random.Random(4)
-    pool = pools()
-    pool[".js"] = pool[".js"] or pool[".py"]
-    names = ["".join(chance.choices(string.ascii_lowercase, k=chance.randint(4, 14))) for _ in range(2000)]
-    python, javascript = Path(".heroku/python/lib/python3.12/site-packages"), Path("node_modules")
-    made: list[tuple[Path, str]] = []
-    while len(made) < files * 0.994:
-        package = names[len(made) % 150 if len(made) % 2 else len(made) % 400]
-        module = f"{chance.choice(names)}{len(made)}"
-        if len(made) % 5 < 3:
-            path = javascript / package / chance.choice(("", "lib", "dist", "dist/cjs"))
-            made.append((path / f"{module}.js", ".js"))
-        else:
-            path = python / package / chance.choice(("", "", names[len(package)], names[len(package) + 20]))
-            made += [(path / f"{module}.py", ".py"), (path / f"__pycache__/{module}.cpython-312.pyc", ".pyc")]
-    made += [(python / f"{names[n]}.cpython-312-x86_64-linux-gnu.so", ".so") for n in range(files - len(made))]
-    shares = [chance.lognormvariate(4 if kind == ".so" else 0, 1.1) for _, kind in made]
-    scale = megabytes * 1_000_000 / sum(shares)
-    for (path, kind), share in zip(made, shares, strict=True):
-        (top / path).parent.mkdir(parents=True, exist_ok=True)
-        size = min(int(share * scale), len(pool[kind]))
-        start = chance.randrange(len(pool[kind]) - size + 1)
-        (top / path).write_bytes(pool[kind][start : start + size])
-
-
-def shell(command: str) -> Callable[[], None]:
-    def run() -> None:
-        subprocess.run(["bash", "-o", "pipefail", "-c", command], check=True)
-
-    return run
-
 
 def ours(tree: Path, output: Output) -> Callable[[], None]:
-    """In a process of its own, as a build is, so that its memory can be told; its start is counted too."""
     code = (
         "import sys; from pathlib import Path; from nsbuild.slug import Output, prepare;"
         "made = prepare(sys.argv[1], Output(Path(sys.argv[2]), sys.argv[3]), None); made.commit(); made.discard()"
     )
-    argv = [sys.executable, "-I", "-c", code, str(tree), str(output.path), output.format]
-    return lambda: void(subprocess.run(argv, check=True))
-
-
-def void(_: object) -> None:
-    return
-
-
-def processor() -> float:
-    """Seconds of processors that the processes started until now have taken: what a busy machine does not stretch."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    return python(code, str(tree), str(output.path), output.format)
 
 
 def timed(action: Callable[[], None], clean: str | None = None) -> float:
@@ -119,21 +46,6 @@ def unpacking(slug: Path) -> float:
         began = time.perf_counter()
         unpack(slug, work)
         return time.perf_counter() - began
-
-
-def peak(action: Callable[[], None]) -> int:
-    """MB at most in memory of the processes of one action; what this process has is the least that is told."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        action()
-        os.write(writer, str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss).encode())
-        os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as file:  # noqa: PTH123
-        kib = int(file.read())
-    os.waitpid(pid, 0)
-    return kib // 1024
 
 
 def main() -> None:
@@ -207,8 +119,8 @@ def main() -> None:
         f" {100 * size['ours, tar.zst'] / size['ours, tgz'] - 100:+.1f} % against that .tgz (target -15)"
     )
     if "tar | zstd -3 -T0" in times:
-        theirs = statistics.median(times["tar | zstd -3 -T0"])
-        print(f".tar.zst: takes {zstd / theirs:.2f} x as long as tar | zstd -3 -T0 (target 1.3 at most)")
+        peers = statistics.median(times["tar | zstd -3 -T0"])
+        print(f".tar.zst: takes {zstd / peers:.2f} x as long as tar | zstd -3 -T0 (target 1.3 at most)")
 
     print("\nunpacking, median seconds\n")
     for name, file, command in (
@@ -217,7 +129,8 @@ def main() -> None:
         (".squashfs", "ours.squashfs", "unsquashfs -quiet -no-progress -f -d unpacked {file} >/dev/null"),
         ("oci", "ours-oci", ""),
     ):
-        theirs, own = [], []
+        theirs: list[float] = []
+        own = []
         for _ in range(options.rounds):
             if command:
                 theirs.append(timed(shell(command.format(file=file)), "unpacked"))

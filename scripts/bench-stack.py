@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measure import processor
 
 from nsbuild.stack import open_stack_root
 
@@ -20,15 +23,10 @@ PACKAGES = "bash,coreutils,grep,perl-base,python3,git,ca-certificates"
 
 
 def measured(action: Callable[[], object]) -> str:
-    """Seconds by the clock, and of CPU in this process's children."""
-
-    def cpu() -> float:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
-
-    before, began = cpu(), time.monotonic()
+    """Seconds by the clock, and of processors in this process's children."""
+    before, began = processor(), time.monotonic()
     action()
-    return f"{time.monotonic() - began:6.1f} s {cpu() - before:6.1f} s of CPU"
+    return f"{time.monotonic() - began:6.1f} s {processor() - before:6.1f} s of processors"
 
 
 def run(*words: str) -> None:

@@ -13,7 +13,7 @@ from vm import cache
 from vm.kernels import Kernel
 
 GUEST = Path(__file__).parent / "guest"
-MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "overlay", "squashfs", "loop", "fuse", "veth")
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "overlay", "squashfs", "loop", "quota_v2", "fuse", "veth")
 """What is loaded when it is a module, and skipped when the kernel has it built in."""
 BUSYBOX = "./usr/bin/busybox"
 

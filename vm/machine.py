@@ -6,6 +6,7 @@ Everything it writes to on this host is a file without a name, so a run that is 
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import shutil
 import subprocess
@@ -28,8 +29,10 @@ COMMAND_LINE = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on
 """On a busy host a kernel takes the wrong measure of TCG's time stamp counter: its clock ran at thrice the speed."""
 PROCESSOR = "max,cx16=off"
 """For TCG: QEMU 7.2 breaks the flags of cmpxchg16b now and then, and kernels that use it (6.12, to allocate) die."""
-MEMORY = 1024
-"""MiB."""
+MEMORY = 768
+"""MiB of the guest."""
+TRANSLATED = 128
+"""MiB of translated code that TCG keeps: a GiB if not told. With 64 it translates much of it again."""
 RESULTS = 256 << 20
 STARTED = "vm: started"
 """What guest/start says on the console when it comes to the command."""
@@ -40,13 +43,15 @@ ATTEMPTS = 4
 class Ended:
     """How a run ended: the command's status, None when the VM never told; the VM's seconds; its console.
 
-    `how` is what became of a VM that never told, in a sentence.
+    `how` is what became of a VM that never told, in a sentence. `memory` is the most that QEMU took, in bytes; 0 if
+    that was not measured.
     """
 
     status: int | None
     seconds: float
     console: str
     how: str = ""
+    memory: int = 0
 
     def why(self) -> str:
         """For a person: what became of the VM, and its last words."""
@@ -119,13 +124,14 @@ def _boot(
     with _unnamed() as answer, _unnamed() as console:
         answer.truncate(RESULTS)
         kinds = accelerator()
+        accel = f"tcg,tb-size={TRANSLATED}" if kinds == "tcg" else kinds
         # QEMU takes a descriptor of a set only for what it was opened for, and looks at a disk before it writes.
         readable = [os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY) for file in (disk, answer)]
         written = os.open(f"/proc/self/fd/{console.fileno()}", os.O_WRONLY)
         fds = [*readable, answer.fileno(), written]
         qemu = [
             *("setpriv", "--pdeathsig", "KILL", "--", QEMU),
-            *("-accel", kinds, "-cpu", PROCESSOR if kinds == "tcg" else "host", "-M", "q35"),
+            *("-accel", accel, "-cpu", PROCESSOR if kinds == "tcg" else "host", "-M", "q35"),
             *("-smp", "2", "-m", str(MEMORY)),
             *("-nodefaults", "-display", "none", "-no-reboot", "-no-user-config"),
             *("-kernel", str(disks.kernel), "-initrd", str(disks.initramfs)),
@@ -139,12 +145,13 @@ def _boot(
         ]
         if net:
             qemu += ["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="]
+        memory = 0
         try:
             if shell:
                 qemu += ["-chardev", "stdio,id=c1,signal=off", "-serial", "chardev:c1", "-serial", "null"]
                 code = subprocess.run(qemu, pass_fds=fds, check=False, timeout=timeout).returncode
             else:
-                code = _relay(qemu, fds, timeout, stdout or sys.stdout.buffer, stderr or sys.stderr.buffer)
+                code, memory = _relay(qemu, fds, timeout, stdout or sys.stdout.buffer, stderr or sys.stderr.buffer)
             how = f"QEMU ended with {code} after {time.monotonic() - began:.0f} seconds."
         except subprocess.TimeoutExpired:
             how = f"The VM was ended after {timeout:.0f} seconds, the time that it had."
@@ -152,17 +159,17 @@ def _boot(
             for descriptor in (*readable, written):
                 os.close(descriptor)
         status = job.take(answer, results)
-        return Ended(status, time.monotonic() - began, _read(console), how)
+        return Ended(status, time.monotonic() - began, _read(console), how, memory)
 
 
 def _unnamed() -> BinaryIO:
     return tempfile.TemporaryFile(dir=os.environ.get("TMPDIR") or "/var/tmp")
 
 
-def _relay(qemu: list[str], fds: list[int], timeout: float, stdout: BinaryIO, stderr: BinaryIO) -> int:
+def _relay(qemu: list[str], fds: list[int], timeout: float, stdout: BinaryIO, stderr: BinaryIO) -> tuple[int, int]:
     """Run QEMU and write what comes from its second and third serial line to `stdout` and `stderr`.
 
-    Returns what it exits with. Raises subprocess.TimeoutExpired.
+    Returns what it exits with, and the most memory that it took, in bytes. Raises subprocess.TimeoutExpired.
     """
     pipes = [os.pipe(), os.pipe()]
     for number, (_, writing) in enumerate(pipes, 1):
@@ -191,12 +198,25 @@ def _relay(qemu: list[str], fds: list[int], timeout: float, stdout: BinaryIO, st
                         key.data.flush()
                     else:
                         selector.unregister(key.fd)
-        return process.wait(max(0, deadline - time.monotonic()))
+        return _waited(process, deadline)
     finally:
         process.kill()
         process.wait()
         for reading, _ in pipes:
             os.close(reading)
+
+
+def _waited(process: subprocess.Popen[bytes], deadline: float) -> tuple[int, int]:
+    """As Popen.wait, which keeps to itself what wait4 tells: the status, and the peak of memory in bytes."""
+    ended = os.pidfd_open(process.pid)
+    try:
+        if not select.select([ended], [], [], max(0, deadline - time.monotonic()))[0]:
+            raise subprocess.TimeoutExpired(process.args, deadline)
+    finally:
+        os.close(ended)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss << 10
 
 
 def _read(console: BinaryIO) -> str:

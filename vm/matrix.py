@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from vm import cache
@@ -14,13 +15,17 @@ from vm.machine import Ended, boot
 from vm.variants import Variant
 
 CHECK = "/run/job/check"
+LARGEST = 1_000_000_000
+"""Bytes that a VM may take of the host."""
 SAID = "Hello from plain, build 1, gray"
 """What tests/apps/plain says when it was built and runs."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a variant: `wrong` has a sentence for each answer that was not the expected one."""
+    """What came of a variant: `wrong` has a sentence for each answer that was not the expected one. `memory` is what
+    QEMU took, in bytes.
+    """
 
     variant: Variant
     wrong: tuple[str, ...]
@@ -28,6 +33,7 @@ class Verdict:
     outcome: str
     tests: str
     seconds: float
+    memory: int = 0
 
     @property
     def word(self) -> str:
@@ -62,22 +68,31 @@ def judge(variant: Variant, results: Path, ended: Ended, said: str) -> Verdict:
         wrong = [f"the VM ended before the check did, which said: {said}\n{ended.why()}"]
     elif ended.status:
         wrong.insert(0, f"the check ended with {ended.status}: {said}")
+    if ended.memory > LARGEST:
+        wrong.append(f"the VM took {ended.memory / 1e6:.0f} MB, more than {LARGEST / 1e6:.0f}")
     build = _read(results / "build.status")
     outcome = "builds" if build == "0" else f"refuses ({build})" if build else "?"
     if build == "0" and (ran := _read(results / "run.status")) != "0":
         outcome += f", run refuses ({ran})"
     if _compiled(results) == "direct":
         outcome += ", falls back"
+    doctor = _doctor(results)
+    codes = ["?"] if doctor is None else [each["code"] for each in doctor["findings"]]
     return Verdict(
-        variant, tuple(wrong), ", ".join(_codes(results)) or "well", outcome, _counted(results), ended.seconds
+        variant,
+        tuple(wrong),
+        ", ".join(codes) or "well",
+        outcome,
+        _counted(results),
+        ended.seconds,
+        ended.memory,
     )
 
 
 def _wrong(variant: Variant, results: Path) -> Iterator[str]:
-    if not (text := _read(results / "doctor.json")).startswith("{"):
+    if (answer := _doctor(results)) is None:
         yield f"doctor said nothing: {_read(results / 'doctor.err')}"
         return
-    answer = json.loads(text)
     if (status := _read(results / "doctor.status")) != str(variant.doctor_status):
         yield f"doctor exited with {status}, not {variant.doctor_status}"
     found = {each["code"]: each for each in answer["findings"]}
@@ -131,14 +146,19 @@ def _compiled(results: Path) -> str:
     return "direct" if "without a sandbox" in _read(results / "compile.err") else "sandbox"
 
 
-def _codes(results: Path) -> list[str]:
-    text = _read(results / "doctor.json")
-    return [each["code"] for each in json.loads(text)["findings"]] if text.startswith("{") else ["?"]
+def _doctor(results: Path) -> Any:
+    """What doctor answered; None where it said nothing, or a VM that died has cut it off."""
+    try:
+        return json.loads(_read(results / "doctor.json"))
+    except ValueError:
+        return None
 
 
 def _suites(results: Path) -> list[ElementTree.Element]:
-    path = results / "tests.xml"
-    return list(ElementTree.parse(path).getroot().iter("testsuite")) if path.exists() else []
+    try:
+        return list(ElementTree.parse(results / "tests.xml").getroot().iter("testsuite"))
+    except (OSError, ElementTree.ParseError):
+        return []
 
 
 def _counted(results: Path) -> str:
@@ -167,7 +187,7 @@ def _read(path: Path) -> str:
 
 def table(verdicts: Iterable[Verdict]) -> str:
     """For a person, and for docs/kernels.md: a row each, in Markdown."""
-    lines = ["| variant | kernel | verdict | doctor | build | tests | seconds |", "|---|---|---|---|---|---|---|"]
+    lines = ["| variant | kernel | verdict | doctor | build | tests | seconds | MB |", f"|{'---|' * 8}"]
     for each in verdicts:
         cells = (
             each.variant.conditions.name,
@@ -177,6 +197,7 @@ def table(verdicts: Iterable[Verdict]) -> str:
             each.outcome,
             each.tests,
             f"{each.seconds:.0f}",
+            f"{each.memory / 1e6:.0f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "".join(f"{line}\n" for line in lines)

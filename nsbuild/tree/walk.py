@@ -98,37 +98,37 @@ def listings(descent: Descent, *, unlock: bool = False) -> Iterator[Listing]:
     types that directories hold, so that nothing else is looked at. A directory has a further one for each in it that
     may not be read. `unlock` is as in `walk`. Raises OSError naming what cannot be read.
     """
-    closed: int | None = None
+    mode: int | None = None
     pending: list[tuple[list[str], int | None]] = []
     while True:
         try:
-            listing, below = _listed(descent.fd, closed is not None)
+            listing, below = _listed(descent.fd, mode is not None)
         except OSError as error:
             raise descent.named(error) from None
         yield listing
-        pending.append((below, closed))
+        pending.append((below, mode))
         while True:
-            names, closed = pending[-1]
+            names, mode = pending[-1]
             if not names:
                 pending.pop()
                 if not pending:
                     return
                 _, fd = descent.leave()
-                if closed is not None:
-                    os.fchmod(fd, closed)
+                if mode is not None:
+                    os.fchmod(fd, mode)
                 os.close(fd)
                 continue
             name = names.pop()
             try:
-                fd, opens = _unlocked(descent.fd, name) if unlock else (_opened(descent.fd, name, whole=True), None)
+                fd, changed = _unlocked(descent.fd, name) if unlock else (_opened(descent.fd, name, whole=True), None)
             except FileNotFoundError:
                 continue
             except PermissionError:
-                yield Listing([], [name], closed is not None)
+                yield Listing([], [name], mode is not None)
                 continue
             except OSError as error:
                 raise descent.named(error, name) from None
-            closed = opens
+            mode = changed
             descent.enter(name, fd)
             break
 

@@ -67,7 +67,7 @@ def refused(**changed: str | None) -> dict[str, str | None]:
 
 
 def verdict(variant: Variant, results: Path) -> Verdict:
-    return judge(variant, results, Ended(0, 12.0, ""), "")
+    return judge(variant, results, Ended(0, 12.0, "", memory=850_000_000), "")
 
 
 def test_all_as_expected(answer: Answer) -> None:
@@ -125,6 +125,18 @@ def test_a_vm_that_ended_too_early_is_wrong(answer: Answer) -> None:
     assert all(words in said for words in ("ended before the check did", "half a line", died.how, "Kernel panic"))
 
 
+def test_a_vm_that_takes_too_much_memory_is_wrong(answer: Answer) -> None:
+    (said,) = judge(PLAIN, answer(tests_status="0"), Ended(0, 1.0, "", memory=1_100_000_000), "").wrong
+    assert said == "the VM took 1100 MB, more than 1000"
+
+
+def test_answers_that_are_cut_off(answer: Answer) -> None:
+    results = answer(doctor_json='{"findings": [', tests_status="0")
+    (results / "tests.xml").write_text("<testsuites><testsuite ")
+    found = verdict(PLAIN, results)
+    assert (found.doctor, found.tests) == ("?", "") and "doctor said nothing" in found.wrong[0]
+
+
 def test_junit_and_table(answer: Answer, tmp_path: Path) -> None:
     verdicts = [
         verdict(PLAIN, answer(tests_status="0")),
@@ -136,7 +148,7 @@ def test_junit_and_table(answer: Answer, tmp_path: Path) -> None:
     cases = [(case.get("classname"), case.get("name"), case.find("failure") is not None) for case in suite]
     assert cases == [("vm.6.12", "plain", False), ("vm.6.12", "no-user-namespaces", True)]
     rows = matrix.table(verdicts).splitlines()
-    assert rows[2] == "| plain | 6.12 | as expected | well | builds |  | 12 |"
+    assert rows[2] == "| plain | 6.12 | as expected | well | builds |  | 12 | 850 |"
     assert rows[3].startswith("| no-user-namespaces | 6.12 | WRONG | seccomp |")
 
 

@@ -72,6 +72,11 @@ def test_a_kernel_that_does_not_come_up_is_started_again(
     assert capfd.readouterr().err.count("died before the command was started") == ATTEMPTS
 
 
+def test_what_it_took_is_told(qemu: Qemu) -> None:
+    qemu("say 'vm: started'; exec python3 -c 'bytearray(200 << 20)'")
+    assert 200 << 20 < boot(60).memory < 400 << 20
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_it_ends_with_who_started_it_and_leaves_no_file(
     qemu: Qemu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals

@@ -1,13 +1,18 @@
-"""A BUILD_DIR where nothing can be executed, and a workspace that is too small."""
+"""A BUILD_DIR where nothing can be executed, and a workspace of 16 MiB: the size of a tmpfs, or a user's quota."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from vm.checks.conftest import INLINE, Ran
 
 App = Callable[[Path, str], Path]
+SMALL = pytest.mark.parametrize(
+    ("mount", "reason"), [("/srv/small", "No space left on device"), ("/srv/quota", "Disk quota exceeded")]
+)
 
 
 def test_a_build_dir_on_a_noexec_mount_is_refused_by_name(
@@ -19,29 +24,32 @@ def test_a_build_dir_on_a_noexec_mount_is_refused_by_name(
     assert f"{build} is on a mount that forbids it (noexec)" in done.stderr
 
 
+@SMALL
 def test_a_full_workspace_fails_the_build_and_leaves_the_last_slug(
-    nsbuild: Callable[..., Ran], app: App, emptied: Callable[[str], Path], tmp_path: Path
+    nsbuild: Callable[..., Ran], app: App, emptied: Callable[[str], Path], tmp_path: Path, mount: str, reason: str
 ) -> None:
-    small = emptied("/srv/small")
+    small = emptied(mount)
     slug = tmp_path / "slug"
     source = app(tmp_path / "app", "echo first >$1/made")
     assert nsbuild("build", source, "-b", INLINE, "-o", slug).returncode == 0
     (source / "bin/compile").write_text("#!/bin/bash\nhead -c 32M /dev/zero >$1/large\n")
     done = nsbuild("build", source, "-b", INLINE, "-o", slug, "--workspace-dir", small)
     assert done.returncode == 11
-    assert "No space left on device" in done.stdout + done.stderr
+    assert reason in done.stdout + done.stderr
     assert (slug / "made").read_text() == "first\n"
     assert list(small.iterdir()) == []
 
 
+@SMALL
 def test_a_workspace_that_does_not_hold_the_source_is_said_to_be_full(
-    nsbuild: Callable[..., Ran], app: App, emptied: Callable[[str], Path], tmp_path: Path
+    nsbuild: Callable[..., Ran], app: App, emptied: Callable[[str], Path], tmp_path: Path, mount: str, reason: str
 ) -> None:
-    small = emptied("/srv/small")
+    small = emptied(mount)
     source = app(tmp_path / "app", "echo compiled")
     (source / "large").write_bytes(b"x" * (32 << 20))
     done = nsbuild("build", source, "-b", INLINE, "-o", tmp_path / "slug", "--workspace-dir", small)
     assert done.returncode == 125
-    assert "space" in done.stderr
+    assert reason in done.stderr
+    assert "Free some space" in done.stderr
     assert not (tmp_path / "slug").exists()
     assert list(small.iterdir()) == []
