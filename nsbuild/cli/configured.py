@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import click
@@ -106,10 +106,10 @@ class Configured(click.Command):
             source = given.get("source")
             settings = read_settings(source if isinstance(source, str) else None)
             own = {setting_name(option): option.name for option in self.params if isinstance(option, click.Option)}
-            ctx.meta[_META] = settings
-            ctx.default_map = {
-                str(own[name]): setting.value for name, setting in settings.options.items() if name in own
-            }
+            # What only other commands take is not said to be set for this one.
+            taken = {name: setting for name, setting in settings.options.items() if name in own}
+            ctx.meta[_META] = replace(settings, options=taken)
+            ctx.default_map = {str(own[name]): setting.value for name, setting in taken.items()}
         return super().parse_args(ctx, args)
 
 

@@ -67,8 +67,9 @@ def build_decided(
         if begun is not None:
             begun.rollout = told
         raise
-    except BaseException:
-        one.note("", FAILED, exit_code=int(ExitCode.INTERRUPTED))
+    except BaseException as error:
+        code = ExitCode.INTERRUPTED if isinstance(error, KeyboardInterrupt) else ExitCode.REFUSED
+        one.note("", FAILED, exit_code=int(code))
         raise
     record.rollout = told
     return record

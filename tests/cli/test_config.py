@@ -29,6 +29,16 @@ def test_option_then_app_then_user(site: Site) -> None:
     assert "stack option" in site.build(app, "--stack", "option").ok().text
 
 
+def test_a_command_says_only_what_it_takes(site: Site) -> None:
+    app = site.app(**{"nsbuild.toml": 'stack = "of-app"\nreproducible = true\n[env]\nA = "app"\n'})
+    site.write(USER, 'audit = "off"\n')
+    pack = site.buildpack("echo compiled")
+    result = site.nsbuild("detect", app, "-b", pack).ok()
+    assert f"nsbuild: {app}/nsbuild.toml sets env.A, stack.\n" in result.err
+    assert "sets audit" not in result.err
+    assert "nsbuild.toml sets audit.\n" in site.build(app, pack).ok().err
+
+
 def test_a_list_given_as_an_option_takes_the_place_of_the_files(site: Site) -> None:
     site.write(USER, 'buildpack = ["./nosuch"]\n')
     site.build(site.app(), site.buildpack("echo compiled")).ok()

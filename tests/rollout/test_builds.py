@@ -13,7 +13,10 @@ from support.processes import eventually
 from support.refusals import no_user_namespaces
 from support.sites import APPS, BUILDPACKS, Result, Site, snapshot
 
+from nsbuild.build import Record
 from nsbuild.rollout import Ledger, Outcome
+from nsbuild.rollout.builds import build_decided
+from nsbuild.rollout.noted import Asked
 
 pytest_plugins = ["support.site_fixtures"]
 
@@ -78,6 +81,22 @@ def test_a_direct_build_ends_as_any_other(platform: Platform) -> None:
     platform.build(app, pack, path="direct").refused(11, "not found")
     site.write("pack/bin/compile", "echo by sh\nsleep 300 &\n", 0o755)
     assert b"by sh\n" in platform.build(app, pack, path="direct").ok().out
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError(5, "Input/output error"), 125)])
+def test_what_no_build_should_end_with_is_noted_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    def failing(*words: object, **options: object) -> Record:
+        raise error
+
+    monkeypatch.setattr("nsbuild.rollout.builds.build", failing)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    flags = files.write(tmp_path / "flags.json", files.document(percentage=files.share(10000)))
+    with pytest.raises(type(error)):
+        build_decided(Asked(str(flags), "app-1", path="direct"), tmp_path)
+    (row,) = Ledger(tmp_path / "state/nsbuild/rollout").outcomes()
+    assert (row.arm, row.result, row.exit_code) == ("direct", "failed", code)
 
 
 def test_the_kernel_refuses_and_it_is_built_directly(platform: Platform) -> None:
