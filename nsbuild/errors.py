@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterable
 from enum import IntEnum
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""A disk that is full, and a user's quota that is used up."""
+
+
+def said_full(lines: Iterable[str]) -> int:
+    """Which of FULL a tool (LC_ALL=C) has complained of; 0 for neither."""
+    return next((number for number in FULL if any(os.strerror(number) in line for line in lines)), 0)
 
 
 class ExitCode(IntEnum):

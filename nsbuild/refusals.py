@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 from types import TracebackType
 
-from nsbuild.errors import AfterCommand, NsbuildError, Refused
+from nsbuild.errors import FULL, AfterCommand, NsbuildError, Refused
 from nsbuild.sandbox import AfterCommandError, LaunchError
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Refusals:
@@ -37,12 +34,12 @@ class Refusals:
 
             raise explain(error) from error
         if isinstance(error, AfterCommandError):
-            fix = self._full if error.errno in _FULL else ""
+            fix = self._full if error.errno in FULL else ""
             raise self._after(f"{error} (the command ended with {error.outcome.exit_code}).", fix) from error
         if isinstance(error, OSError):
             raise self._of(error) from error
 
     def _of(self, error: OSError) -> NsbuildError:
         place = f"{error.filename}: " if error.filename else ""
-        fix = self._full if error.errno in _FULL else ""
+        fix = self._full if error.errno in FULL else ""
         return (self._after if self.ran else Refused)(f"{place}{error.strerror or error}.", fix)

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from typing import IO
 
+from nsbuild.errors import said_full
 from nsbuild.slug import tar
 from nsbuild.slug.archive import TIME, Contents, Watcher, write_tree
 from nsbuild.slug.compress import Packed
@@ -64,6 +65,6 @@ def _date_root(fd: int) -> None:
 def _failure(status: int, said: IO[bytes], beside: str) -> OSError:
     said.seek(0)
     lines = said.read().decode("utf-8", "replace").strip().splitlines()
-    if any("No space left" in line for line in lines):
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), beside)
+    if number := said_full(lines):
+        return OSError(number, os.strerror(number), beside)
     return OSError(errno.EIO, f"mksquashfs failed ({lines[-1] if lines else f'status {status}'})", beside)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from nsbuild.errors import Refused, UsageError
+from nsbuild.errors import Refused, UsageError, said_full
 from nsbuild.sandbox import Bind, Launcher, Outcome, compose, read_host
 from nsbuild.slug.boot import RUN_PATH
 from nsbuild.slug.formats import format_of, read_json
@@ -23,6 +23,8 @@ from nsbuild.workspace import Workspace
 _PIECE = 1 << 20
 MOST = 64 << 30
 """Bytes that a compressed tar may unpack to: a bomb of a few MB would fill any disk."""
+_SHORT = ": Wrote only "
+"""All that GNU tar says of a disk that is full in the middle of a write: write_error_details of paxutils."""
 _APP, _IMAGE = "/app", "/tmp/slug.squashfs"
 
 
@@ -191,8 +193,14 @@ def _check(slug: Path, tool: str, outcome: Outcome, said: bytearray) -> None:
     if outcome.exit_code == 0:
         return
     lines = said.decode("utf-8", "replace").strip().splitlines()
-    if any("No space left" in line for line in lines):
-        raise Refused(f"There is no room to unpack {slug}.", "Free some space, or give another --workspace-dir.")
+    full = next((line for line in lines if said_full([line]) or _SHORT in line), "")
+    if full:
+        raise Refused(
+            f"There is no room to unpack {slug}: {full.rstrip('.')}.",
+            "Free some space, or give another --workspace-dir.",
+        )
+    if outcome.signal is not None:
+        raise Refused(f"{tool} was killed by signal {outcome.signal} while it unpacked {slug}.")
     raise _no_slug(slug, lines[0].rstrip(".") if lines else f"{tool} failed")
 
 

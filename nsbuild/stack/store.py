@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nsbuild.errors import NsbuildError, Refused, UsageError
+from nsbuild.errors import FULL, NsbuildError, Refused, UsageError
 from nsbuild.sandbox.remote import fresh_interpreter
 from nsbuild.tree import fsync_directory, remove_tree, write_atomic
 from nsbuild.tree.locks import locked
@@ -24,7 +23,6 @@ from nsbuild.workspace import user_cache
 _BESIDE = "new-"
 _COMPLETE = "stack.json"
 """Written last."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def _answer(process: subprocess.Popen[bytes], reference: Reference, store: Path)
         place = f"{answer['path']}: " if answer["path"] else ""
         raise Refused(
             f"The stack root {reference.name} cannot be unpacked in {store}: {place}{os.strerror(answer['errno'])}.",
-            "Set XDG_CACHE_HOME to a directory with space." if answer["errno"] in _FULL else "",
+            "Set XDG_CACHE_HOME to a directory with space." if answer["errno"] in FULL else "",
         )
     return answer
 

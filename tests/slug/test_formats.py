@@ -23,6 +23,7 @@ import zstandard
 from support.processes import ROOT, Child, eventually, in_child, private_mounts
 from support.sites import Site
 
+from nsbuild.errors import Refused
 from nsbuild.sandbox import User, kernel
 from nsbuild.slug import Image, Output, prepare, sizes, tar, unpack, write_tree
 from nsbuild.slug.archive import TIME
@@ -340,6 +341,28 @@ def test_a_full_disk_leaves_the_last_slug_and_nothing_beside(place: Path, format
     assert error == errno.ENOSPC
     assert names == ["other", "slug"]
     assert first == kept
+
+
+@pytest.mark.parametrize("format_", FILES)
+def test_a_full_disk_is_no_damaged_slug(place: Path, format_: str) -> None:
+    small, app = place / "small", place / "app"
+    small.mkdir()
+    app.mkdir()
+    (app / "noise").write_bytes(os.urandom(5_000_000))
+    slug = place / FILES[format_]
+    made(app, slug, format_)
+
+    def attempt() -> str:
+        private_mounts()
+        kernel.mount("tmpfs", str(small), "tmpfs", 0, "size=1m,mode=777")
+        with workspace(small, User(os.getuid(), os.getgid())) as work:
+            try:
+                unpack(slug, work)
+            except Refused as refused:
+                return refused.sentence
+        return "unpacked"
+
+    assert in_child(attempt).startswith(f"There is no room to unpack {slug}: ")
 
 
 def void(_: object) -> None:

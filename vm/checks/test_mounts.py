@@ -53,3 +53,16 @@ def test_a_workspace_that_does_not_hold_the_source_is_said_to_be_full(
     assert "Free some space" in done.stderr
     assert not (tmp_path / "slug").exists()
     assert list(small.iterdir()) == []
+
+
+@pytest.mark.parametrize("mount", ["/srv/small", "/srv/quota"])
+def test_a_slug_that_does_not_fit_is_not_called_damaged(
+    nsbuild: Callable[..., Ran], app: App, emptied: Callable[[str], Path], tmp_path: Path, mount: str
+) -> None:
+    source = app(tmp_path / "app", "head -c 32M /dev/urandom >$1/large")
+    assert nsbuild("build", source, "-b", INLINE, "-o", tmp_path / "slug.tgz").returncode == 0
+    small = emptied(mount)
+    done = nsbuild("audit", tmp_path / "slug.tgz", "--workspace-dir", small)
+    assert done.returncode == 125
+    assert f"There is no room to unpack {tmp_path}/slug.tgz: " in done.stderr
+    assert list(small.iterdir()) == []
