@@ -64,7 +64,7 @@ class Candidate:
             spawn({**known, **job}, self._scratch, self.slot)
             self.started = True
         except OSError as error:
-            _skipped(self._noted, f"{error.filename or 'a copy'}: {error.strerror}")
+            _skipped(self._noted, _reason(error))
 
 
 class CompileCandidate(Candidate):
@@ -116,8 +116,8 @@ def prepare(
             candidate = make(scratch)
             candidate.slot = slot
         except OSError as error:
-            say(f"there will be no shadow: {error.filename or 'a copy'}: {error.strerror}.")
-            _skipped(noted, f"{error.filename or 'a copy'}: {error.strerror}")
+            say(f"there will be no shadow: {_reason(error)}.")
+            _skipped(noted, _reason(error))
         except NoSlot as error:
             _skipped(noted, str(error))
         yield candidate
@@ -163,6 +163,10 @@ def spawn(job: Mapping[str, Any], scratch: Scratch, slot: int) -> None:
         environment |= {os.fsencode(name): os.environb[os.fsencode(name)] for name in _STATE if name in os.environ}
         os.posix_spawn(argv[0], argv, environment, file_actions=actions, setsid=True)
         os.close(scratch.lock)
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.filename or 'a copy'}: {error.strerror}"
 
 
 def _skipped(noted: Noted, why: str) -> None:

@@ -25,17 +25,6 @@ CONTROLLERS = {"cpu", "memory", "pids"}
 UNIFIED = next(
     (line.split()[4] for line in read("/proc/self/mountinfo").splitlines() if " - cgroup2 " in line), "/sys/fs/cgroup"
 )
-FORK_BOMB = """
-count = 0
-try:
-    while count < 60:
-        if os.fork() == 0:
-            time.sleep(20)
-            os._exit(0)
-        count += 1
-except OSError as error:
-    print(count, errno.errorcode[error.errno])
-"""
 
 
 def launch(room: Room, code: str, given: Limits, before: Callable[[], None]) -> tuple[Outcome, str]:
@@ -106,7 +95,7 @@ def test_a_fork_bomb_is_bounded_whatever_else_the_user_runs(room: Room) -> None:
         pytest.skip("before Linux 5.14 RLIMIT_NPROC counts everything the user runs")
     others = [subprocess.Popen(["sleep", "60"], user=room.uid if ROOT else None) for _ in range(30)]
     try:
-        outcome, text = launch(room, FORK_BOMB, Limits(pids=20), without_cgroup)
+        outcome, text = launch(room, hogs.PROCESSES, Limits(pids=20), without_cgroup)
     finally:
         for other in others:
             other.kill()
@@ -344,7 +333,7 @@ def test_memory_of_all_processes_together_and_the_kill_is_named(room: Room, cont
 
 
 def test_a_fork_bomb_is_bounded_by_its_cgroup(room: Room, controlled: Callable[[], None]) -> None:
-    outcome, text = launch(room, FORK_BOMB, Limits(pids=20), controlled)
+    outcome, text = launch(room, hogs.PROCESSES, Limits(pids=20), controlled)
     assert (outcome.exit_code, text) == (0, "18 EAGAIN")
     assert outcome.usage is not None
     assert outcome.usage.pids in (20, None)

@@ -14,3 +14,16 @@ for _ in range(4):
     os.wait()
 """
 """160 MiB, 40 in each of four processes. Needs `os` and `time`."""
+
+PROCESSES = """
+count = 0
+try:
+    while count < 60:
+        if os.fork() == 0:
+            time.sleep(20)
+            os._exit(0)
+        count += 1
+except OSError as error:
+    print(count, errno.errorcode[error.errno])
+"""
+"""60 processes; says how many there could be, and why no more. Needs `errno`, `os` and `time`."""
