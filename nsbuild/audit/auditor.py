@@ -83,7 +83,7 @@ class Auditor:
         self._last = (path, name)
 
     def entries(self, paths: Iterable[str]) -> None:
-        """What there is in the slug: every file, directory and link, whatever else is told of it."""
+        """What there is in the slug: every file and directory, whatever else is told of it."""
         self.collected.entries.update(paths)
 
     def symlink(self, path: str, target: str) -> None:

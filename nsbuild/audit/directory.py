@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import threading
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Self
 
 from nsbuild.audit.auditor import Auditor, Collected
@@ -27,8 +29,10 @@ PROCESSES = min(4, len(os.sched_getaffinity(0)))
 Writer = Callable[[str, float], str]
 """Who wrote an entry last, by its path and its change time in seconds; empty when nobody knows."""
 
-_Linked = dict[Identity, tuple[int, Collected]]
-"""What is to be told of a file of several names, and the number of the one under which it was read."""
+_Linked = dict[Identity, tuple[list[str], Collected]]
+"""What is to be told of a file of several names, and the path, in its parts, under which it was read. That which an
+archive has first counts: the first by its parts.
+"""
 
 
 def audit_directory(auditor: Auditor, directory: str, writer: Writer | None = None, *, unlock: bool = False) -> None:
@@ -57,6 +61,8 @@ def _audit_other(auditor: Auditor, path: str, dir_fd: int, name: str, writer: Wr
         info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         if stat.S_ISDIR(info.st_mode):
             auditor.problem(path, "cannot be read: it is a closed directory")
+        elif stat.S_ISREG(info.st_mode):
+            auditor.problem(path, "was no file before: it changed while it was audited")
         elif stat.S_ISLNK(info.st_mode):
             if writer is not None:
                 auditor.writer(path, writer(path, info.st_ctime))
@@ -83,9 +89,7 @@ class _Batch:
     def add(self, dir_fd: int, part: Part) -> None:
         self.fds.append(os.dup(dir_fd))  # the walk may be elsewhere when it is read
         self.parts.append(part)
-        self.room -= len(part[2])
-        if len(self.fds) == FDS:
-            self.room = 0
+        self.room -= len(part[1])
 
     def close(self) -> None:
         for fd in self.fds:
@@ -100,6 +104,7 @@ class _Reading:
         self._auditor = auditor
         self._writer = writer
         self._unlock = unlock
+        self._turn = os.memfd_create("turn") if unlock else -1
         self._workers: Workers | None = None
         self._batches = [_Batch()]
         self._files = 0
@@ -112,25 +117,24 @@ class _Reading:
         self._drop()
         if self._workers is not None:
             self._workers.__exit__()
+        if self._turn >= 0:
+            os.close(self._turn)
 
     def files(self, directory: str, dir_fd: int, names: Sequence[str]) -> None:
         """Regular files of a directory."""
         while names:
             batch = self._batches[-1]
             some, names = names[: batch.room], names[batch.room :]
-            batch.add(dir_fd, (self._files, directory, some))
+            batch.add(dir_fd, (directory, some))
             self._files += len(some)
-            if not batch.room:
-                # The first wait until it is known that there are many, for they may be the largest. A process may
-                # have few descriptors.
-                if (
-                    self._workers is None
-                    and self._files <= ALONE
-                    and sum(len(one.fds) for one in self._batches) < FDS
-                ):
-                    self._batches.append(_Batch())
-                else:
-                    self.flush()
+            kept_open = sum(len(one.fds) for one in self._batches)
+            if batch.room and kept_open < FDS:
+                continue
+            # The first wait until it is known that there are many, for they may be the largest.
+            if self._workers is None and self._files <= ALONE and kept_open < FDS:
+                self._batches.append(_Batch())
+            else:
+                self.flush()
 
     def flush(self, *, here: bool = False) -> None:
         """Have what was gathered audited; `here` at once, by this process."""
@@ -140,8 +144,7 @@ class _Reading:
             if here or self._workers is None or not self._workers.give(batch.parts, batch.fds):
                 for part, fd in zip(batch.parts, batch.fds, strict=True):
                     self._audit(part, fd)
-            batch.close()
-        del self._batches[1:]
+        self._drop()
 
     def _drop(self) -> None:
         for batch in self._batches:
@@ -162,17 +165,23 @@ class _Reading:
             for collected, linked in self._workers.finish():
                 self._auditor.collected.add(collected)
                 for which, read in linked.items():
-                    # Each process may have read a file under another name: the first one counts.
+                    # Each process may have read a file under another name.
                     self._linked[which] = min(read, self._linked.get(which, read), key=lambda pair: pair[0])
         for _, collected in self._linked.values():
             self._auditor.collected.add(collected)
 
     def _audit(self, part: Part, dir_fd: int) -> None:
-        begin, directory, names = part
+        directory, names = part
         auditor, above = self._auditor, directory and directory + "/"
-        for number, name in enumerate(names, begin):
+        for name in names:
+            changed = None
             try:
-                fd = open_whatever(dir_fd, name, unlock=self._unlock)
+                try:
+                    fd = open_whatever(dir_fd, name, unlock=False)
+                except PermissionError:
+                    if not self._unlock:
+                        raise
+                    fd, changed = self._unlocked(dir_fd, name)
                 try:
                     # What is small and has nothing in it, nearly every file, costs no other call. Some filesystems
                     # in user space give less than there is: the end has come where nothing comes.
@@ -180,27 +189,41 @@ class _Reading:
                     if 0 < len(data) < _SMALL and not os.read(fd, 1) and auditor.quiet(data):
                         auditor.count(len(data))
                     else:
-                        self._look(above + name, fd, number)
+                        self._look(above + name, fd, changed)
                 finally:
                     os.close(fd)
             except OSError as error:
                 _not_read(auditor, above + name, error)
 
-    def _look(self, path: str, fd: int, number: int) -> None:
+    def _unlocked(self, dir_fd: int, name: str) -> tuple[int, float]:
+        """A file of ours that its mode closes, and its ctime, which tells who wrote it and changes when it is opened.
+
+        By one process at a time, for it may have other names, and each gives back the mode that it has seen.
+        """
+        fcntl.lockf(self._turn, fcntl.LOCK_EX)
+        try:
+            changed = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_ctime
+            return open_whatever(dir_fd, name, unlock=True), changed
+        finally:
+            fcntl.lockf(self._turn, fcntl.LOCK_UN)
+
+    def _look(self, path: str, fd: int, changed: float | None) -> None:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             self._auditor.problem(path, "is no file any more: it changed while it was audited")
             return
         if self._writer is not None:
-            self._auditor.writer(path, self._writer(path, info.st_ctime))
+            self._auditor.writer(path, self._writer(path, info.st_ctime if changed is None else changed))
         if info.st_nlink == 1:
             _audit_file(self._auditor, path, fd, info)
-        elif identity(info) in self._linked and self._linked[identity(info)][0] < number:
+            return
+        parts = path.split("/")
+        if identity(info) in self._linked and self._linked[identity(info)][0] < parts:
             self._auditor.count(info.st_size)
         else:
             with self._auditor.apart() as found:
                 _audit_file(self._auditor, path, fd, info)
-            self._linked[identity(info)] = number, found
+            self._linked[identity(info)] = parts, found
 
 
 def _audit_file(auditor: Auditor, path: str, fd: int, info: os.stat_result) -> None:
@@ -214,7 +237,7 @@ def _audit_file(auditor: Auditor, path: str, fd: int, info: os.stat_result) -> N
     at = 0
     # A build can leave a file of a petabyte that is all hole. One that grows is read as far as it reached.
     sparse = info.st_blocks * 512 < size
-    for start, end in extents(fd, size) if sparse else [(0, size)]:
+    for start, end in chain(extents(fd, size), [(size, size)]) if sparse else [(0, size)]:
         if start > at:
             file.skip(start - at)
         at = start

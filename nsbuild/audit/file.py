@@ -50,25 +50,28 @@ class FileAudit:
 
     def feed(self, block: bytes) -> None:
         """The next bytes. They are searched when what follows them is known."""
-        if not self.size:
-            self._head = block[: decode.HEAD]
-            if self._wanted_whole():
-                self._kept = []
-        if self._kept is not None:
-            self._kept.append(block)
-            if self.size + len(block) > KEPT:
-                self._kept = None
-        if len(self._head) < decode.HEAD and self.size:
-            self._head = (self._head + block)[: decode.HEAD]
+        self._keep(block)
         self.size += len(block)
         self._search(self._tail + block if self._tail else block, last=False)
 
     def skip(self, size: int) -> None:
-        """A hole of `size` bytes: nothing is searched for in it, and no match goes across."""
+        """A hole of `size` bytes: zeros, but nothing is searched for in it, and no match goes across."""
         self._search(self._tail, last=True)
         self._tail, self._searched = b"", 0
-        self._kept = None
+        self._keep(bytes(min(size, KEPT + 1)))
         self.size += size
+
+    def _keep(self, block: bytes) -> None:
+        if not self.size:
+            self._head = block[: decode.HEAD]
+            if self._wanted_whole():
+                self._kept = []
+        elif len(self._head) < decode.HEAD:
+            self._head = (self._head + block)[: decode.HEAD]
+        if self._kept is not None:
+            self._kept.append(block)
+            if self.size + len(block) > KEPT:
+                self._kept = None
 
     def _wanted_whole(self) -> bool:
         return bool(decode.container(self._head)) or decode.is_elf(self._head) or decode.is_bytecode(self._name)

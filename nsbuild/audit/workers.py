@@ -17,10 +17,10 @@ _ROOM = 1 << 17
 """Bytes that a batch may have on its way: the kernel cuts off what is beyond. Paths can be longer than that."""
 
 
-Part = tuple[int, str, Sequence[str]]
-"""Files of one directory: how many came before them, the directory's path from the top of the slug, their names."""
+Part = tuple[str, Sequence[str]]
+"""Files of one directory: its path from the top of the slug, their names."""
 FDS = 16
-"""Directories in a batch at most. SCM_MAX_FD of the kernel is 253; a process may have few left."""
+"""Directories that are kept open, of all batches together, at most. SCM_MAX_FD is 253; a process may have few."""
 
 
 class Workers:

@@ -96,7 +96,7 @@ class Listing(NamedTuple):
 def listings(descent: Descent, *, unlock: bool = False) -> Iterator[Listing]:
     """Each directory, the descent's root first, while the descent is in it: what `walk` tells when tolerant, by the
     types that directories hold, so that nothing else is looked at. A directory has a further one for each in it that
-    may not be read. `unlock` is as in `walk`. Raises OSError naming what cannot be read.
+    may not be read, or is no directory any more. `unlock` is as in `walk`. Raises OSError naming what cannot be read.
     """
     mode: int | None = None
     pending: list[tuple[list[str], int | None]] = []
@@ -123,7 +123,7 @@ def listings(descent: Descent, *, unlock: bool = False) -> Iterator[Listing]:
                 fd, changed = _unlocked(descent.fd, name) if unlock else (_opened(descent.fd, name, whole=True), None)
             except FileNotFoundError:
                 continue
-            except PermissionError:
+            except (PermissionError, NotADirectoryError):
                 yield Listing([], [name], mode is not None)
                 continue
             except OSError as error:
@@ -152,10 +152,10 @@ def _listed(fd: int, closed: bool) -> tuple[Listing, list[str]]:
 
 def _unlocked(dir_fd: int, name: str) -> tuple[int, int | None]:
     """A directory of ours, and the mode to give back to it, if it has been changed. Raises OSError."""
-    mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
-    if mode & 0o500 == 0o500:
+    info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    if _readable(info) or not stat.S_ISDIR(info.st_mode):
         return _opened(dir_fd, name, whole=True), None
-    return open_unlocked(dir_fd, name, os.O_RDONLY | os.O_DIRECTORY, 0o500), stat.S_IMODE(mode)
+    return open_unlocked(dir_fd, name, os.O_RDONLY | os.O_DIRECTORY, 0o500), stat.S_IMODE(info.st_mode)
 
 
 def _readable(info: os.stat_result) -> bool:

@@ -14,8 +14,12 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import zstandard
@@ -28,7 +32,13 @@ from nsbuild.audit.audit import AuditOptions, audit
 from nsbuild.audit.file import KEPT, FileAudit
 from nsbuild.audit.finding import Report
 from nsbuild.audit.members import Budget
+from nsbuild.build.audited import SlugAudit
+from nsbuild.record import Record
+from nsbuild.sandbox import app_layout
+from nsbuild.slug.archive import write_tree
+from nsbuild.stack import HOST
 from nsbuild.tree.copy import open_whatever
+from nsbuild.workspace import Workspace
 
 PLACE = "/tmp/build_4f2a9c3d"
 OPTIONS = AuditOptions(paths=[PLACE])
@@ -257,6 +267,84 @@ def test_a_file_in_whose_place_is_a_fifo(tmp_path: Path, monkeypatch: pytest.Mon
     auditor = Auditor("x", Matcher(needles_for([PLACE])))
     audit_directory(auditor, str(tmp_path))
     assert reasons(auditor.finish()) == {"a": "is no file any more: it changed while it was audited"}
+
+
+def test_a_directory_in_whose_place_is_something_else(tmp_path: Path) -> None:
+    (tmp_path / "first").write_text("x")
+    for name in "abc":
+        (tmp_path / name).mkdir()
+
+    class Meanwhile(Auditor):
+        def entries(self, paths: Iterable[str]) -> None:
+            if (tmp_path / "a").is_dir():
+                (tmp_path / "a").rmdir()
+                (tmp_path / "a").symlink_to(PLACE)
+                (tmp_path / "b").rmdir()
+                (tmp_path / "b").write_text(PLACE)
+            super().entries(paths)
+
+    auditor = Meanwhile("x", Matcher(needles_for([PLACE])))
+    audit_directory(auditor, str(tmp_path))
+    report = auditor.finish()
+    assert [(one.file, one.kind) for one in report.findings] == [("a", "symlink")]
+    assert reasons(report) == {"b": "was no file before: it changed while it was audited"}
+
+
+def test_a_closed_file_keeps_its_writer(tmp_path: Path) -> None:
+    """To open it changes its ctime. As somebody whom modes stop."""
+    (tmp_path / "closed").write_text(PLACE)
+    (tmp_path / "closed").chmod(0)
+    for path in (tmp_path, tmp_path / "closed"):
+        os.chown(path, *((65534, 65534) if os.geteuid() == 0 else (-1, -1)))
+    code = """
+import os, sys
+from nsbuild.audit import Auditor, Matcher, audit_directory, needles_for
+os.chdir(sys.argv[1])
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+was = os.stat("closed").st_ctime
+auditor = Auditor("x", Matcher(needles_for([sys.argv[2]])))
+audit_directory(auditor, ".", lambda path, changed: "as it was" if changed == was else "now", unlock=True)
+print(*[finding.writer for finding in auditor.finish().findings])
+"""
+    time.sleep(0.02)  # the kernel's clock for files is a coarse one
+    ended = subprocess.run([sys.executable, "-c", code, tmp_path, PLACE], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "as it was\n", ended.stderr
+
+
+def test_holes_and_hard_links_are_to_a_directory_what_they_are_to_an_archive(tmp_path: Path) -> None:
+    """The pass that archives it reads the holes."""
+    with (tmp_path / "tail").open("wb") as file:
+        file.write(PLACE.encode())
+        file.truncate(1 << 20)
+    with (tmp_path / "head.sh").open("wb") as file:
+        file.seek(1 << 20)
+        file.write(b"echo " + PLACE.encode())
+    with (tmp_path / "x.zip").open("wb") as file:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr("zeros", bytes(1 << 20))
+            archive.writestr("a.pth", PLACE)
+        whole = packed.getvalue()
+        start = whole.index(bytes(4096))
+        file.write(whole[:start])
+        file.seek(1 << 20, os.SEEK_CUR)
+        file.write(whole[start + (1 << 20) :])
+    (tmp_path / "below").mkdir()
+    for name in ("below/tail", "head"):
+        os.link(tmp_path / "tail", tmp_path / name)
+    assert all(os.stat(tmp_path / name).st_blocks * 512 < 1 << 20 for name in ("tail", "head.sh", "x.zip"))
+    auditor = Auditor("slug", Matcher(needles_for([PLACE])))
+    audit_directory(auditor, str(tmp_path))
+    work = cast(Workspace, SimpleNamespace(path=PLACE))
+    archived = SlugAudit(app_layout(), work, HOST, Record("id", "source", "app", "/app", "stack"))
+    write_tree(str(tmp_path), lambda data: None, watcher=archived.watch)
+    report = archived.finish()
+    assert auditor.finish() == report
+    assert [one.where for one in report.findings] == ["x.zip!a.pth", "below/tail", "head.sh"]
+    assert (report.files, report.bytes) == (5, 3 * (1 << 20) + (tmp_path / "head.sh").stat().st_size + len(whole))
 
 
 def test_a_file_that_grows_ends(tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ from support.processes import children, eventually
 
 from nsbuild.audit import Auditor, Matcher, Report, audit_directory, needles_for
 from nsbuild.audit.directory import Writer
-from nsbuild.audit.workers import Part, Workers
+from nsbuild.audit.workers import FDS, Part, Workers
 from nsbuild.cli import main
 from nsbuild.interrupts import ENDING
+from nsbuild.tree.copy import open_whatever
 
 PLACE = "/tmp/build_4f2a9c3d"
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -92,6 +94,41 @@ def test_a_file_of_many_names_is_told_under_the_first(tmp_path: Path, monkeypatc
         assert (found.files, found.bytes) == (2000, 2000 * len(PLACE))
 
 
+def test_a_closed_file_of_many_names_keeps_its_mode(tmp_path: Path) -> None:
+    """Whoever opens it gives back the mode that it found. As somebody whom modes stop."""
+    for number in range(40):
+        (tmp_path / f"{number:02}").mkdir()
+        for name in range(50):
+            if (number, name) != (0, 0):
+                os.link(tmp_path / "00/0", tmp_path / f"{number:02}/{name}")
+            else:
+                (tmp_path / "00/0").write_text(PLACE)
+    (tmp_path / "00/0").chmod(0)
+    if os.geteuid() == 0:
+        for path in (tmp_path, *tmp_path.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+    code = """
+import os, sys
+from nsbuild.audit import Auditor, Matcher, audit_directory, needles_for, directory
+from nsbuild.tree.beneath import open_root
+top = open_root(sys.argv[1], None)
+os.fchdir(top)
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+directory.PROCESSES = 3
+for _ in range(10):
+    auditor = Auditor("x", Matcher(needles_for([sys.argv[2]])))
+    audit_directory(auditor, ".", unlock=True)
+    report = auditor.finish()
+    mode = os.stat("00/0").st_mode & 0o777
+    print(report.files, report.problems, [finding.file for finding in report.findings], mode)
+""".replace("NOBODY", str(NOBODY))
+    ended = subprocess.run([sys.executable, "-c", code, tmp_path, PLACE], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "2000 [] ['00/0'] 0\n" * 10, ended.stderr
+
+
 def test_where_no_process_can_be_had_one_does_it_all(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, fork, asked = report(tree, 1, monkeypatch), os.fork, 0
 
@@ -149,23 +186,43 @@ def test_few_descriptors(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = report(tree, 3, monkeypatch)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 56, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 48, hard))
     try:
         assert report(tree, 3, monkeypatch) == whole
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_no_more_directories_are_kept_open_than_a_batch_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        for name in range(12 + (number % 5 < 4) if number < 15 else 1):  # three times 64, in 15 directories
+            (tmp_path / f"{number:02}").mkdir(exist_ok=True)
+            (tmp_path / f"{number:02}/{name}").write_text("x")
+    most = 0
+
+    def counted(fd: int, name: str, *, unlock: bool) -> int:
+        nonlocal most
+        most = max(most, len(os.listdir("/proc/self/fd")))
+        return open_whatever(fd, name, unlock=unlock)
+
+    monkeypatch.setattr("nsbuild.audit.directory.open_whatever", counted)
+    before = len(os.listdir("/proc/self/fd"))
+    assert report(tmp_path, 1, monkeypatch).files == 3 * 64 + 25
+    assert most - before == FDS + 3  # the top, where the walk is, and whose turn it is to unlock
+
+
 def some(fd: int, workers: Workers) -> int:
     """Gives batches until the others have taken some."""
     given = 0
     for number in range(1000):
-        given += workers.give([(number, "", ["x" * 250] * 40)], [fd])
+        given += workers.give([(str(number), ["x" * 250] * 40)], [fd])
     return given
 
 
 def test_each_batch_is_done_once(tmp_path: Path) -> None:
-    done: list[tuple[int, int]] = []
+    done: list[tuple[str, int]] = []
     here = os.open(tmp_path, os.O_RDONLY)
     with Workers(2, done.clear, lambda part, fd: done.append((part[0], os.getpid())), lambda: done) as workers:
         given = some(here, workers)
@@ -267,7 +324,7 @@ def test_one_that_is_interrupted_takes_them_along(tmp_path: Path) -> None:
         pytest.raises(KeyboardInterrupt),
         Workers(3, lambda: None, lambda part, fd: time.sleep(60), lambda: None) as workers,
     ):
-        workers.give([(0, "", [])], [here])
+        workers.give([("", [])], [here])
         raise KeyboardInterrupt
     assert not children()
     os.close(here)

@@ -957,6 +957,28 @@ def test_listings_of_a_directory_that_vanishes(ground: str) -> None:
     assert seen == [("", []), ("b", ["file"])]
 
 
+@pytest.mark.parametrize("unlock", [False, True])
+def test_listings_of_a_directory_in_whose_place_is_something_else(ground: str, unlock: bool) -> None:
+    def action() -> None:
+        write(f"{ground}/t/a/file", b"1")
+        write(f"{ground}/t/b/file", b"1")
+        write(f"{ground}/t/c/file", b"1")
+        seen: list[tuple[str, list[str], list[str]]] = []
+        with Descent(f"{ground}/t", os.open(f"{ground}/t", os.O_RDONLY)) as descent:
+            for listing in listings(descent, unlock=unlock):
+                if not seen:
+                    shutil.rmtree(f"{ground}/t/a")
+                    os.symlink("c", f"{ground}/t/a")
+                    shutil.rmtree(f"{ground}/t/b")
+                    write(f"{ground}/t/b", b"1")
+                    os.chmod(f"{ground}/t/b", 0o600)
+                seen.append((descent.relative(), listing.files, listing.others))
+        assert seen == [("", [], []), ("", [], ["a"]), ("", [], ["b"]), ("c", ["file"], [])]
+        assert stat.S_IMODE(os.stat(f"{ground}/t/b").st_mode) == 0o600
+
+    as_user(action)
+
+
 # --- break_hard_links --------------------------------------------------------------------------------------
 
 
