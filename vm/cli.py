@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from vm.variants import Variant
 @click.group()
 def main() -> None:
     """nsbuild under other kernels and other policies."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by a caller, it would leave nothing to wait for
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

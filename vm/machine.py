@@ -198,7 +198,7 @@ def _relay(qemu: list[str], fds: list[int], timeout: float, stdout: BinaryIO, st
                         key.data.flush()
                     else:
                         selector.unregister(key.fd)
-        return _waited(process, deadline)
+        return _waited(process, max(0, deadline - time.monotonic()))
     finally:
         process.kill()
         process.wait()
@@ -206,12 +206,12 @@ def _relay(qemu: list[str], fds: list[int], timeout: float, stdout: BinaryIO, st
             os.close(reading)
 
 
-def _waited(process: subprocess.Popen[bytes], deadline: float) -> tuple[int, int]:
+def _waited(process: subprocess.Popen[bytes], timeout: float) -> tuple[int, int]:
     """As Popen.wait, which keeps to itself what wait4 tells: the status, and the peak of memory in bytes."""
     ended = os.pidfd_open(process.pid)
     try:
-        if not select.select([ended], [], [], max(0, deadline - time.monotonic()))[0]:
-            raise subprocess.TimeoutExpired(process.args, deadline)
+        if not select.select([ended], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(process.args, timeout)
     finally:
         os.close(ended)
     _, status, usage = os.wait4(process.pid, 0)
