@@ -63,6 +63,6 @@ def test_a_slug_that_does_not_fit_is_not_called_damaged(
     assert nsbuild("build", source, "-b", INLINE, "-o", tmp_path / "slug.tgz").returncode == 0
     small = emptied(mount)
     done = nsbuild("audit", tmp_path / "slug.tgz", "--workspace-dir", small)
-    assert done.returncode == 125
+    assert done.returncode == 2
     assert f"There is no room to unpack {tmp_path}/slug.tgz: " in done.stderr
     assert list(small.iterdir()) == []
