@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from nsbuild.audit import kinds
 from nsbuild.audit.decode import container
 from nsbuild.audit.file import FileAudit, symlink_findings
-from nsbuild.audit.finding import Finding, Problem, Report
+from nsbuild.audit.finding import ORDER, Finding, Problem, Report
 from nsbuild.audit.members import Budget
 from nsbuild.audit.needles import Matcher
 
@@ -36,6 +36,21 @@ class Collected:
         self.entries |= other.entries
         self.links |= other.links
         self.interpreters += other.interpreters
+
+
+@dataclass
+class Linked:
+    """A file of several names: `found` in it under `path`, and who wrote it, by name as far as it was met."""
+
+    path: str
+    found: Collected
+    executable: bool
+    names: dict[str, str]
+
+    def also(self, path: str, writer: str) -> None:
+        """A further name. It matters only where there is something to tell."""
+        if self.found.findings or self.found.problems or self.found.interpreters:
+            self.names[path] = writer
 
 
 class Auditor:
@@ -120,6 +135,24 @@ class Auditor:
         self.collected.problems += problems
         if file.interpreter:
             self.collected.interpreters.append((path, file.interpreter, self._last[1]))
+
+    def linked(self, file: Linked) -> None:
+        """A file all of whose names have been met: it is told once, under the name for which it is worst."""
+
+        def rank(name: str) -> tuple[int, str]:
+            return ORDER[kinds.KINDS[kinds.kind_of_text(name, file.executable)].severity], name
+
+        name = min(file.names, key=rank)
+        writer = file.names[name]
+        for one in file.found.findings:
+            kind = one.kind if one.member else kinds.kind_under(one.kind, name, file.executable)
+            about = kinds.KINDS[kind]
+            self.collected.findings.append(
+                replace(one, file=name, kind=kind, severity=about.severity, effect=about.effect, writer=writer)
+            )
+        for problem in file.found.problems:
+            self.problem(name + problem.file.removeprefix(file.path), problem.reason)
+        self.collected.interpreters += [(name, interpreter, writer) for _, interpreter, _ in file.found.interpreters]
 
     def problem(self, path: str, reason: str) -> None:
         """Something that could not be read."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Self
 
-from nsbuild.audit.auditor import Auditor, Collected
+from nsbuild.audit.auditor import Auditor, Collected, Linked
 from nsbuild.audit.workers import FDS, Part, Workers
 from nsbuild.tree.beneath import open_root
 from nsbuild.tree.copy import extents, open_whatever
@@ -29,10 +29,8 @@ PROCESSES = min(4, len(os.sched_getaffinity(0)))
 Writer = Callable[[str, float], str]
 """Who wrote an entry last, by its path and its change time in seconds; empty when nobody knows."""
 
-_Linked = dict[Identity, tuple[list[str], Collected]]
-"""What is to be told of a file of several names, and the path, in its parts, under which it was read. That which an
-archive has first counts: the first by its parts.
-"""
+_Linked = dict[Identity, tuple[list[str], Linked]]
+"""Files of several names, with the path, in its parts, under which each was read: the one that an archive has first."""
 
 
 def audit_directory(auditor: Auditor, directory: str, writer: Writer | None = None, *, unlock: bool = False) -> None:
@@ -166,9 +164,11 @@ class _Reading:
                 self._auditor.collected.add(collected)
                 for which, read in linked.items():
                     # Each process may have read a file under another name.
-                    self._linked[which] = min(read, self._linked.get(which, read), key=lambda pair: pair[0])
-        for _, collected in self._linked.values():
-            self._auditor.collected.add(collected)
+                    first, other = sorted((read, self._linked.get(which, read)), key=lambda pair: pair[0])
+                    first[1].names.update(other[1].names)
+                    self._linked[which] = first
+        for _, file in self._linked.values():
+            self._auditor.linked(file)
 
     def _audit(self, part: Part, dir_fd: int) -> None:
         directory, names = part
@@ -212,18 +212,23 @@ class _Reading:
         if not stat.S_ISREG(info.st_mode):
             self._auditor.problem(path, "is no file any more: it changed while it was audited")
             return
+        writer = ""
         if self._writer is not None:
-            self._auditor.writer(path, self._writer(path, info.st_ctime if changed is None else changed))
+            writer = self._writer(path, info.st_ctime if changed is None else changed)
+            self._auditor.writer(path, writer)
         if info.st_nlink == 1:
             _audit_file(self._auditor, path, fd, info)
             return
         parts = path.split("/")
-        if identity(info) in self._linked and self._linked[identity(info)][0] < parts:
+        known, file = self._linked.get(identity(info), (parts, None))
+        if file is not None and known < parts:
             self._auditor.count(info.st_size)
+            file.also(path, writer)
         else:
             with self._auditor.apart() as found:
                 _audit_file(self._auditor, path, fd, info)
-            self._linked[identity(info)] = parts, found
+            names = {path: writer, **(file.names if file is not None else {})}
+            self._linked[identity(info)] = parts, Linked(path, found, bool(info.st_mode & 0o111), names)
 
 
 def _audit_file(auditor: Auditor, path: str, fd: int, info: os.stat_result) -> None:

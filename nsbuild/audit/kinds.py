@@ -71,6 +71,14 @@ def kind_of_text(path: str, executable: bool) -> str:
     return "script" if executable else "text"
 
 
+_NAMED = {"text", *(kind for _, kind in _BY_NAME)}
+
+
+def kind_under(kind: str, path: str, executable: bool) -> str:
+    """What a finding in a file is under another name of it."""
+    return kind_of_text(path, executable) if kind in _NAMED else kind
+
+
 def looks_like_text(head: bytes) -> bool:
     """As grep and git see it: no NUL near the start."""
     return b"\0" not in head[:8192]

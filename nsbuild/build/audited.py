@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from nsbuild.audit import Auditor, Matcher, Report, Severity, audit_directory, needles_for
+from nsbuild.audit.auditor import Linked
 from nsbuild.audit.file import FileAudit
 from nsbuild.build.log import Log
 from nsbuild.build.options import BuildError
@@ -16,6 +18,7 @@ from nsbuild.printable import printable
 from nsbuild.record import Phase, Record
 from nsbuild.sandbox import Layout
 from nsbuild.stack import StackRoot
+from nsbuild.tree.descent import Identity, identity
 from nsbuild.workspace import Workspace
 
 _CLOCK = 0.01
@@ -62,17 +65,19 @@ class SlugAudit:
             on_stack=stack_root.starts,
         )
         self._writers = Writers(record.phases)
-        self._open: tuple[str, FileAudit] | None = None
+        self._open: tuple[str, os.stat_result, FileAudit] | None = None
+        self._linked: dict[Identity, Linked] = {}
 
     def watch(self, path: str, info: os.stat_result, piece: bytes) -> None:
         """A `nsbuild.slug.Watcher`."""
         if self._open is not None:
             if self._open[0] == path:
-                self._open[1].feed(piece)
+                self._open[2].feed(piece)
                 return
             self._close()
         self._auditor.entries((path,))
-        self._auditor.writer(path, self._writers.of(info.st_ctime))
+        writer = self._writers.of(info.st_ctime)
+        self._auditor.writer(path, writer)
         executable = bool(info.st_mode & 0o111)
         if stat.S_ISLNK(info.st_mode):
             self._auditor.symlink(path, os.fsdecode(piece))
@@ -80,12 +85,14 @@ class SlugAudit:
             pass
         elif not piece and info.st_size:  # a further hard link
             self._auditor.count(info.st_size)
+            self._linked[identity(info)].also(path, writer)
         elif len(piece) == info.st_size:
-            self._auditor.whole(path, piece, executable=executable)
+            with self._of(path, info):
+                self._auditor.whole(path, piece, executable=executable)
         else:
             file = self._auditor.file(path, executable=executable)
             file.feed(piece)
-            self._open = (path, file)
+            self._open = (path, info, file)
 
     def directory(self, path: str) -> None:
         """For a slug that is not archived."""
@@ -93,11 +100,26 @@ class SlugAudit:
 
     def _close(self) -> None:
         if self._open is not None:
-            self._auditor.done(*self._open)
+            path, info, file = self._open
+            with self._of(path, info):
+                self._auditor.done(path, file)
             self._open = None
+
+    @contextmanager
+    def _of(self, path: str, info: os.stat_result) -> Iterator[None]:
+        """What is told meanwhile is of a file, which may have further names."""
+        if info.st_nlink == 1:
+            yield
+            return
+        with self._auditor.apart() as found:
+            yield
+        names = {path: self._writers.of(info.st_ctime)}
+        self._linked[identity(info)] = Linked(path, found, bool(info.st_mode & 0o111), names)
 
     def finish(self) -> Report:
         self._close()
+        for file in self._linked.values():
+            self._auditor.linked(file)
         return self._auditor.finish()
 
 

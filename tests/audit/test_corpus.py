@@ -343,3 +343,13 @@ def test_hard_links_are_searched_once(tmp_path: Path) -> None:
     os.link(tmp_path / "a", tmp_path / "b")
     report = audit(tmp_path, AuditOptions(paths=["/tmp/build_x"]))
     assert [one.file for one in report.findings] == ["a"]
+
+
+def test_hard_links_are_told_under_the_worst_name(tmp_path: Path) -> None:
+    for name in ("a.txt", "lib/b.pth", "lib/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+    text(tmp_path / "a.txt", "/tmp/build_x/1")
+    for name in ("lib/b.pth", "lib/c.txt"):
+        os.link(tmp_path / "a.txt", tmp_path / name)
+    report = audit(tmp_path, AuditOptions(paths=["/tmp/build_x"]))
+    assert [(one.file, one.kind, one.severity) for one in report.findings] == [("lib/b.pth", "pth", BREAKS)]

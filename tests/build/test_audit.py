@@ -44,6 +44,26 @@ def test_in_any_format(site: Site, output: str) -> None:
     assert "first lib (symlink): it holds /tmp/cache; nsbuild audit SLUG shows all." in done.err
 
 
+@FORMATS
+def test_a_file_of_several_names(site: Site, output: str) -> None:
+    """It is told as what it breaks under any of them, in either way of reading a slug."""
+    pack = site.buildpack(
+        """
+        mkdir "$1/a" "$1/lib"
+        echo /tmp/cache >"$1/a.txt"; ln "$1/a.txt" "$1/lib/x.pth"; ln "$1/a.txt" "$1/a/y.txt"
+        { head -c 3000000 /dev/zero | tr '\\0' x; echo ' /tmp/env'; } >"$1/large"; ln "$1/large" "$1/lib/large.sh"
+        """
+    )
+    scheme, _, name = output.rpartition(":")
+    place = site.path / name
+    done = site.build(site.app(), pack, output=f"{scheme}:{place}" if scheme else place).ok()
+    assert found(done.record) == {("lib/x.pth", "pth", "/tmp/cache"), ("lib/large.sh", "script", "/tmp/env")}
+    assert {one["writer"] for one in done.record["audit"]} == {str(pack)}
+    if output != "slug":  # in which they are files of their own
+        counted = site.nsbuild("audit", place, "--path", "/tmp/cache", "--path", "/tmp/env")
+        assert "2 breaks in 2 of" in counted.text
+
+
 def test_who_wrote_it(site: Site) -> None:
     first = site.buildpack('echo /tmp/cache >"$1/a.txt"; echo /tmp/cache >"$1/b.txt"; sleep 0.1', "first")
     second = site.buildpack('echo again >>"$1/b.txt"; sleep 0.1', "second")
