@@ -100,10 +100,12 @@ class Matcher:
                     yield found
                 at = data.find(inner, at + len(inner))
         for pattern in self._patterns:
-            for match in pattern.finditer(data, low):
+            # From the beginning: what begins before `low` is a match then, of which the rest is none.
+            for match in pattern.finditer(data):
                 if match.start() >= high:
                     break
-                yield Match(match.start(), os.fsdecode(match[0][:LONGEST_PATTERN]))
+                if match.start() >= low:
+                    yield Match(match.start(), os.fsdecode(match[0][:LONGEST_PATTERN]))
 
     def _widest(self, data: bytes, at: int, inner: bytes, text: bool) -> Match | None:
         """The longest needle around an inner one."""

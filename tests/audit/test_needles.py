@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.archives import tarred, zipped
 
-from nsbuild.audit.audit import CLASSIC, WORKSPACES, AuditOptions, audit
+from nsbuild.audit.audit import CLASSIC, WORKSPACES, AuditOptions, audit, matcher_for
 from nsbuild.audit.decode import container
 from nsbuild.audit.file import FileAudit
 from nsbuild.audit.needles import Matcher, Needle, literal_of, needles_for
@@ -87,6 +87,15 @@ def test_across_every_edge() -> None:
         assert offsets(data, [cut], matcher) == whole, cut
     for cut in range(380, 430):
         assert offsets(data, list(range(cut, len(data), 7)), matcher) == whole, cut
+
+
+def test_a_pattern_across_every_edge_is_found_once() -> None:
+    """The end of what it matches is matched by it as well."""
+    matcher = matcher_for(AuditOptions())
+    place = "/home/me/.cache/nsbuild/.workspaces/app-1f"
+    data = b"x" * 700 + f" {place} ".encode() + b"y" * 700
+    for cut in range(600, 1400):
+        assert offsets(data, [cut], matcher) == [(place, 701, 1)], cut
 
 
 def test_a_parent_across_every_edge() -> None:
