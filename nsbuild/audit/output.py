@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +16,7 @@ from nsbuild.printable import printable
 _LEVELS = {Severity.BREAKS: "error", Severity.STALE: "warning", Severity.COSMETIC: "note"}
 SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _SHOWN = 20
-"""Findings of one severity and kind that text shows; the rest is a number."""
+"""Findings of one severity and kind, or problems, that text shows; the rest is a number."""
 
 
 def as_text(report: Report, *, everything: bool = False) -> Iterator[str]:
@@ -29,20 +29,25 @@ def as_text(report: Report, *, everything: bool = False) -> Iterator[str]:
         for kind in dict.fromkeys(finding.kind for finding in mine):
             same = [finding for finding in mine if finding.kind == kind]
             yield f"  {kind}: {same[0].effect}"
-            shown = same if everything else same[:_SHOWN]
-            for finding in shown:
+            for finding in same[: None if everything else _SHOWN]:
                 yield f"    {printable(finding.where)}: {printable(finding.place)}{_details(finding)}"
-            if len(same) > len(shown):
-                yield f"    ... and {len(same) - len(shown)} more (--all shows them)"
+            yield from _others(same, everything)
     if report.waived:
         yield f"waived ({len(report.waived)})"
         for finding, reason in report.waived[: None if everything else _SHOWN]:
             yield f"    {printable(finding.where)}: {finding.kind}, {reason}"
+        yield from _others(report.waived, everything)
     if report.problems:
         yield f"not looked into ({len(report.problems)})"
         for problem in report.problems[: None if everything else _SHOWN]:
             yield f"    {printable(problem.file)} {problem.reason}"
+        yield from _others(report.problems, everything)
     yield report.line()
+
+
+def _others(found: Sequence[object], everything: bool) -> Iterator[str]:
+    if not everything and len(found) > _SHOWN:
+        yield f"    ... and {len(found) - _SHOWN} more (--all shows them)"
 
 
 def _details(finding: Finding) -> str:

@@ -126,7 +126,7 @@ class Descent:
         """As `relative`, with `...` for the middle of a path beyond PATH_MAX."""
         if self._levels[-1].length < PATH_MAX:
             return self.relative(name)
-        parts = [level.name for level in self._levels[1:]] + [name]
+        parts = [level.name for level in self._levels[1:]] + ([name] if name else [])
         return "/".join([*parts[:4], "...", *parts[-4:]])
 
     def named(self, error: OSError, name: str = "") -> OSError:

@@ -43,6 +43,8 @@ def test_stale_is_no_failure(slug: Path) -> None:
         (["nowhere"], "nowhere cannot be read: No such file or directory"),
         ([".", "--path", "app"], "--path: 'app' is not an absolute path"),
         ([".", "--pattern", "("], "--pattern: "),
+        ([".", "--pattern", ""], "--pattern: '' is found in every text."),
+        ([".", "--pattern", "x*"], "--pattern: 'x*' is found in every text."),
         ([".", "--waivers", "nowhere"], "waivers nowhere cannot be read"),
     ],
 )

@@ -403,6 +403,8 @@ def test_names_of_any_bytes_and_paths_of_any_length(tmp_path: Path) -> None:
     os.close(here)
     report = audit(tmp_path, OPTIONS)
     assert sorted(one.kind for one in report.findings) == ["pth", "pth", "text"]
+    level = "d" * 200
+    assert f"{'/'.join([level] * 4)}/.../{'/'.join([level] * 4)}/deep.pth" in {one.file for one in report.findings}
     os.system(f"rm -rf {tmp_path}/ddd*")  # pytest's own removal stops at PATH_MAX
 
 

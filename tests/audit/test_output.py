@@ -10,7 +10,7 @@ import pytest
 from support.sarif import check_sarif
 
 from nsbuild.audit.audit import AuditOptions, audit
-from nsbuild.audit.finding import Report
+from nsbuild.audit.finding import Problem, Report
 from nsbuild.audit.output import as_dict, as_json, as_sarif, as_text
 
 
@@ -42,6 +42,9 @@ def test_long_lists_are_cut_unless_asked(tmp_path: Path) -> None:
         (tmp_path / f"{number:02}.txt").write_text("/tmp/build_x1")
     report = audit(tmp_path, AuditOptions(paths=["/tmp/build_x1"]))
     assert "    ... and 10 more (--all shows them)" in list(as_text(report))
+    broken = Report("x", problems=[Problem(f"{number:02}", "cannot be read") for number in range(21)])
+    assert list(as_text(broken))[-2:] == ["    ... and 1 more (--all shows them)", broken.line()]
+    assert len(list(as_text(broken, everything=True))) == 21 + 2
     assert len([line for line in as_text(report, everything=True) if ".txt" in line]) == 30
 
 
