@@ -21,8 +21,10 @@ from nsbuild.stack import HOST, StackRoot, open_stack_root, stored_stack_root
 
 CLASSIC = r"/tmp/build_[0-9a-zA-Z]+"
 """Where platforms compile: gliderlabs/herokuish and Heroku's own build output."""
-WORKSPACES = r"/[!-~]{1,200}/\.workspaces/[0-9A-Za-z_.-]+"
-"""Where nsbuild keeps BUILD_DIR on the host, by default."""
+WORKSPACES = r"/[!#-&*+.0-9@-~-][!#-&*+.-9@-~-]{0,199}/\.workspaces/[0-9A-Za-z_.-]+"
+"""Where nsbuild keeps BUILD_DIR on the host, by default. Without what stands before a path: neither the slashes of a
+file: URL nor the path before a colon, comma or quote belong to it.
+"""
 IN_THE_VIEW = ("/tmp/cache", "/tmp/env", "/tmp/buildpacks", "/tmp/codon/tmp")
 """What a buildpack sees only while it compiles, in either layout."""
 

@@ -48,6 +48,7 @@ def contents(pair: tuple[Path, Path], name: str, a: str | bytes, b: str | bytes)
         ("shebang", f"#!{CLASSIC_DIR}/venv/bin/python\n", "#!/app/venv/bin/python\n", PATH),
         ("encoded", "file:///tmp/build_0a1b2c3d/x", "file:///app/x", PATH),
         ("two-builds", "/tmp/build_0a1b2c3d/x", "/tmp/build_ffff/x", PATH),
+        ("beside", "PATH=/x/1:/srv/.workspaces/a/app", "PATH=/y/2:/srv/.workspaces/a/app", REAL),
         ("cut", "/tmp/build_0a1b2c3d/x", "/app/y", REAL),
         ("longer", "/application/x", "/tmp/build_0alication/x", REAL),
         ("date", "made 2026-01-02T03:04:05Z", "made 2027-11-12T13:14:15.5+01:00", TIMESTAMP),

@@ -98,6 +98,15 @@ def test_a_pattern_across_every_edge_is_found_once() -> None:
         assert offsets(data, [cut], matcher) == [(place, 701, 1)], cut
 
 
+@pytest.mark.parametrize(
+    "before", ["", "file://", "PATH=/usr/bin:", "-I/x,", '{"a":"/x","b":"', "['/x','", "(/x):(", "-L/x=", "/é"]
+)
+def test_where_a_workspace_begins(before: str) -> None:
+    place = "/home/me/.cache/nsbuild/.workspaces/app-1f"
+    found = offsets(f"{before}{place}/app".encode(), [], matcher_for(AuditOptions()))
+    assert found == [(place, len(before.encode()), 1)]
+
+
 def test_a_parent_across_every_edge() -> None:
     matcher = Matcher(needles_for(["/tmp/cache"]))
     data = b"x" * 700 + b" /" + b"p" * 200 + b"/tmp/cache /tmp/cache " + b"y" * 700
