@@ -78,7 +78,9 @@ class Report:
     def line(self) -> str:
         """One line for the end of a build."""
         if not self.findings:
-            return f"no trace of the build's paths in {self.files} files"
+            found = "nothing but what is waived" if self.waived else "no trace of the build's paths"
+            missed = f", {len(self.problems)} not looked into" if self.problems else ""
+            return f"{found} in {self.files} files{missed}"
         parts = [f"{count} {severity}" for severity, count in self.counts().items() if count]
         files = len({finding.file for finding in self.findings})
         return f"{', '.join(parts)} in {files} of {self.files} files"

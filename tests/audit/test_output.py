@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from support.sarif import check_sarif
 from nsbuild.audit.audit import AuditOptions, audit
 from nsbuild.audit.finding import Problem, Report
 from nsbuild.audit.output import as_dict, as_json, as_sarif, as_text
+from nsbuild.audit.waivers import Waiver, apply_waivers
 
 
 @pytest.fixture
@@ -35,6 +37,14 @@ def test_text(report: Report) -> None:
     assert lines[-1] == "2 breaks, 2 stale in 4 of 5 files"
     assert any("broken.zip is a broken zip file" in line for line in lines)
     assert not any("\x1b" in line or "\n" in line for line in lines), "a file's name rewrites the terminal"
+
+
+def test_what_is_waived_or_was_not_looked_into_is_no_clean_slug(report: Report) -> None:
+    found = len(report.findings)
+    apply_waivers(report, [Waiver("*", "known", datetime.date(2030, 1, 1))], datetime.date(2029, 1, 1))
+    assert len(report.waived) == found and report.line() == "nothing but what is waived in 5 files, 1 not looked into"
+    assert Report("x", files=5).line() == "no trace of the build's paths in 5 files"
+    assert Report("x", problems=report.problems, files=5).line().endswith("paths in 5 files, 1 not looked into")
 
 
 def test_long_lists_are_cut_unless_asked(tmp_path: Path) -> None:
