@@ -30,7 +30,7 @@ Writer = Callable[[str, float], str]
 """Who wrote an entry last, by its path and its change time in seconds; empty when nobody knows."""
 
 _Linked = dict[Identity, tuple[list[str], Linked]]
-"""Files of several names, with the path, in its parts, under which each was read: the one that an archive has first."""
+"""Files of several names, with the path, in its parts, under which each was read: what an archive has first."""
 
 
 def audit_directory(auditor: Auditor, directory: str, writer: Writer | None = None, *, unlock: bool = False) -> None:

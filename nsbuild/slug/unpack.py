@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from nsbuild.errors import Refused, UsageError, said_full
+from nsbuild.errors import Interrupted, Refused, UsageError, said_full
+from nsbuild.interrupts import ENDING
 from nsbuild.sandbox import Bind, Launcher, Outcome, compose, read_host
 from nsbuild.slug.boot import RUN_PATH
 from nsbuild.slug.formats import format_of, read_json
@@ -227,7 +228,10 @@ def _launch(
     env = {"PATH": RUN_PATH, "HOME": _APP, "LC_ALL": "C.UTF-8"}
     with open(os.devnull, "rb") as null:  # noqa: PTH123
         given = null.fileno() if stdin is None else stdin
-        return launcher.launch(view, argv, env=env, cwd="/tmp", stdin=given, on_output=on_output)
+        outcome = launcher.launch(view, argv, env=env, cwd="/tmp", stdin=given, on_output=on_output)
+    if ENDING.intersection(outcome.forwarded):
+        raise Interrupted("Interrupted while the slug was unpacked.")
+    return outcome
 
 
 def _layer(slug: Path) -> tuple[Path, int]:

@@ -23,10 +23,11 @@ import zstandard
 from support.processes import ROOT, Child, eventually, in_child, private_mounts
 from support.sites import Site
 
-from nsbuild.errors import Refused
-from nsbuild.sandbox import User, kernel
-from nsbuild.slug import Image, Output, prepare, sizes, tar, unpack, write_tree
+from nsbuild.errors import Interrupted, Refused
+from nsbuild.sandbox import Launcher, Outcome, User, kernel
+from nsbuild.slug import Image, Output, as_directory, prepare, sizes, tar, unpack, write_tree
 from nsbuild.slug.archive import TIME
+from nsbuild.user import build_user
 from nsbuild.workspace import workspace
 
 pytest_plugins = ["support.site_fixtures"]
@@ -527,3 +528,13 @@ def test_no_member_gets_out(site: Site, format_: str, name: str, kind: bytes, li
     assert result.code in (0, 125) and "Traceback" not in result.err
     assert sorted(os.listdir(site.path)) == before
     assert not [path for path in ("/evil", "/etc/evil", "/var/tmp/evil", "/var/evil") if os.path.lexists(path)]
+
+
+def test_an_interrupt_that_ended_tar_is_no_fault_of_the_slug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal sends it to both, and tar ends first."""
+    ended = Outcome(None, signal=signal.SIGINT, forwarded=(signal.SIGINT,))
+    monkeypatch.setattr(Launcher, "launch", lambda *given, **options: ended)
+    with tarfile.open(tmp_path / "slug.tgz", "w:gz") as slug:
+        slug.addfile(tarfile.TarInfo("a"))
+    with pytest.raises(Interrupted), as_directory(tmp_path / "slug.tgz", build_user(str(tmp_path)), str(tmp_path)):
+        pass
