@@ -66,7 +66,7 @@ def _has_attributes(fd: int) -> bool:
         names = os.listxattr(fd)
     except OSError:
         return False  # of no such filesystem
-    return any(
+    return bool(names) and any(
         name == "security.capability" or (name.startswith("user.") and not name.startswith("user.overlay."))
         for name in names
     )
@@ -211,19 +211,16 @@ class _Writer:
     def _contents(self, fd: int, name: str, encoded: bytes, info: os.stat_result, time: int) -> None:
         size = left = info.st_size
         header = tar.member(encoded, tar.FILE, info.st_mode & 0o777, time, size)
-        piece = self._read(fd, name, left)
-        if len(piece) == size:
-            self._sink(b"%s%s%s" % (header, piece, tar.padding(size)))
-            if self._watcher is not None:
-                self._watcher(self._path + name, info, piece)
-            return
         self._sink(header)
+        piece = self._read(fd, name, left)
+        if not size and self._watcher is not None:
+            self._watcher(self._path + name, info, b"")
         while piece:
             self._sink(piece)
             if self._watcher is not None:
                 self._watcher(self._path + name, info, piece)
             left -= len(piece)
-            piece = self._read(fd, name, left)
+            piece = self._read(fd, name, left) if left else b""
         if left:
             raise self._descent.named(OSError(errno.ESTALE, "File became shorter while it was read"), name)
         self._sink(tar.padding(size))

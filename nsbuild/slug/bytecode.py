@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import struct
 
 _HEADER = struct.Struct("<4xIII")
@@ -16,7 +15,7 @@ class Bytecode:
     """The bytecode of the sources in one directory.
 
     A source whose time is not the one in its .pyc is compiled again by every process that imports it, and where the
-    slug cannot be written that is never over.
+    slug cannot be written that is never over. Beside its source, not in __pycache__, no Python 3 looks for it.
     """
 
     def __init__(self) -> None:
@@ -30,7 +29,7 @@ class Bytecode:
             self._compiled = _compiled(directory)
         expected = int(info.st_mtime), info.st_size & 0xFFFFFFFF
         candidates = self._compiled.get(name[:-3], ())
-        return any(_validity(directory, path) == (0, *expected) for path in (*candidates, f"{name}c"))
+        return any(_validity(directory, path) == (0, *expected) for path in candidates)
 
 
 def _compiled(directory: int) -> dict[str, list[str]]:
@@ -56,7 +55,9 @@ def _validity(directory: int, path: str) -> tuple[int, int, int] | None:
     except OSError:
         return None
     try:
-        head = os.read(fd, _HEADER.size) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        head = os.read(fd, _HEADER.size)
+    except OSError:  # a directory
+        return None
     finally:
         os.close(fd)
     return _HEADER.unpack(head) if len(head) == _HEADER.size else None

@@ -12,11 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Protocol
 
-_BATCH = 1 << 20
+_BATCH = 2 << 20
 _WAITING = 6
-"""Batches of at least a MiB that are under way at most: what a slow disk costs in memory."""
+"""Batches that are under way at most: what a slow disk costs in memory."""
 _THREADS = min(4, os.cpu_count() or 1)
 """Of zstd each holds 8 MB of the input and its match tables. Their number does not change the output."""
+_BEHIND = 5
+"""By how much these threads are nicer than the one that reads. That holds Python's lock most of the time: while it
+waits for a processor that one of them has, all others wait for the lock.
+"""
 
 
 class Packer(Protocol):
@@ -64,7 +68,7 @@ class _Gzip:
         from isal import isal_zlib
 
         self._zlib = isal_zlib
-        self._pool = ThreadPoolExecutor(_THREADS, "gzip")
+        self._pool = ThreadPoolExecutor(_THREADS, "gzip", initializer=os.nice, initargs=(_BEHIND,))
         self._history = b""
         self._crc = 0
         self._length = 0
@@ -159,6 +163,7 @@ class Packed:
 
     def _work(self) -> None:
         """Never stops taking before the end, or `__call__` would wait for ever."""
+        os.nice(_BEHIND)  # of this thread, on Linux, and of those that libzstd starts from it
         while (compressed := self._queue.get()) is not None:
             if self._error is None:
                 try:

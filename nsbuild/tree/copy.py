@@ -18,6 +18,7 @@ _FICLONE = 0x40049409
 # One read and one write cost less than setting up copy_file_range.
 _SMALL = 64 * 1024
 _BLOCK = 1024 * 1024
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 # copy_file_range cannot be interrupted in the middle of a range: this much may pass before Ctrl-C is heard.
 _RANGE = 64 * 1024 * 1024
 
@@ -261,14 +262,13 @@ def open_whatever(dir_fd: int, name: str, *, unlock: bool = False) -> int:
 
     Raises OSError.
     """
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
     try:
-        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=dir_fd)
+        return os.open(name, _READ | os.O_NOFOLLOW, dir_fd=dir_fd)
     except PermissionError:
         if not unlock:
             raise
         mode = stat.S_IMODE(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
-        fd = open_unlocked(dir_fd, name, flags, 0o400)
+        fd = open_unlocked(dir_fd, name, _READ, 0o400)
         os.fchmod(fd, mode)
         return fd
 
