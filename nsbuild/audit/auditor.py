@@ -82,12 +82,14 @@ class Auditor:
         return Auditor(self._path, self.matcher, run_path=self._run_path, on_stack=self._on_stack)
 
     @contextmanager
-    def apart(self) -> Iterator[Collected]:
-        """What is told meanwhile is collected in this, all but the counts, and not yet in the report."""
+    def apart(self, path: str, writer: str, executable: bool) -> Iterator[Linked]:
+        """What is told meanwhile, of a file of several names, is collected in this, and not yet in the report. The
+        counts are.
+        """
         kept, found = self.collected, Collected()
         self.collected = found
         try:
-            yield found
+            yield Linked(path, found, executable, {path: writer})
         finally:
             self.collected = kept
             kept.files, kept.bytes = kept.files + found.files, kept.bytes + found.bytes

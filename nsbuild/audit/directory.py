@@ -29,8 +29,13 @@ PROCESSES = min(4, len(os.sched_getaffinity(0)))
 Writer = Callable[[str, float], str]
 """Who wrote an entry last, by its path and its change time in seconds; empty when nobody knows."""
 
-_Linked = dict[Identity, tuple[list[str], Linked]]
-"""Files of several names, with the path, in its parts, under which each was read: what an archive has first."""
+_Linked = dict[Identity, Linked]
+"""Files of several names, each under the one that an archive has first."""
+
+
+def _order(file: Linked) -> list[str]:
+    """As the names of an archive are sorted."""
+    return file.path.split("/")
 
 
 def audit_directory(auditor: Auditor, directory: str, writer: Writer | None = None, *, unlock: bool = False) -> None:
@@ -164,10 +169,10 @@ class _Reading:
                 self._auditor.collected.add(collected)
                 for which, read in linked.items():
                     # Each process may have read a file under another name.
-                    first, other = sorted((read, self._linked.get(which, read)), key=lambda pair: pair[0])
-                    first[1].names.update(other[1].names)
+                    first, other = sorted((read, self._linked.get(which, read)), key=_order)
+                    first.names.update(other.names)
                     self._linked[which] = first
-        for _, file in self._linked.values():
+        for file in self._linked.values():
             self._auditor.linked(file)
 
     def _audit(self, part: Part, dir_fd: int) -> None:
@@ -219,16 +224,16 @@ class _Reading:
         if info.st_nlink == 1:
             _audit_file(self._auditor, path, fd, info)
             return
-        parts = path.split("/")
-        known, file = self._linked.get(identity(info), (parts, None))
-        if file is not None and known < parts:
+        known = self._linked.get(identity(info))
+        if known is not None and _order(known) < path.split("/"):
             self._auditor.count(info.st_size)
-            file.also(path, writer)
-        else:
-            with self._auditor.apart() as found:
-                _audit_file(self._auditor, path, fd, info)
-            names = {path: writer, **(file.names if file is not None else {})}
-            self._linked[identity(info)] = parts, Linked(path, found, bool(info.st_mode & 0o111), names)
+            known.also(path, writer)
+            return
+        with self._auditor.apart(path, writer, bool(info.st_mode & 0o111)) as file:
+            _audit_file(self._auditor, path, fd, info)
+        if known is not None:
+            file.names.update(known.names)
+        self._linked[identity(info)] = file
 
 
 def _audit_file(auditor: Auditor, path: str, fd: int, info: os.stat_result) -> None:

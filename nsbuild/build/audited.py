@@ -111,10 +111,9 @@ class SlugAudit:
         if info.st_nlink == 1:
             yield
             return
-        with self._auditor.apart() as found:
+        with self._auditor.apart(path, self._writers.of(info.st_ctime), bool(info.st_mode & 0o111)) as file:
             yield
-        names = {path: self._writers.of(info.st_ctime)}
-        self._linked[identity(info)] = Linked(path, found, bool(info.st_mode & 0o111), names)
+        self._linked[identity(info)] = file
 
     def finish(self) -> Report:
         self._close()

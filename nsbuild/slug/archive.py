@@ -66,7 +66,7 @@ def _has_attributes(fd: int) -> bool:
         names = os.listxattr(fd)
     except OSError:
         return False  # of no such filesystem
-    return bool(names) and any(
+    return any(
         name == "security.capability" or (name.startswith("user.") and not name.startswith("user.overlay."))
         for name in names
     )
@@ -212,17 +212,16 @@ class _Writer:
         size = left = info.st_size
         header = tar.member(encoded, tar.FILE, info.st_mode & 0o777, time, size)
         self._sink(header)
-        piece = self._read(fd, name, left)
-        if not size and self._watcher is not None:
-            self._watcher(self._path + name, info, b"")
-        while piece:
+        while True:
+            piece = self._read(fd, name, left)
+            if left and not piece:
+                raise self._descent.named(OSError(errno.ESTALE, "File became shorter while it was read"), name)
             self._sink(piece)
             if self._watcher is not None:
                 self._watcher(self._path + name, info, piece)
             left -= len(piece)
-            piece = self._read(fd, name, left) if left else b""
-        if left:
-            raise self._descent.named(OSError(errno.ESTALE, "File became shorter while it was read"), name)
+            if not left:
+                break
         self._sink(tar.padding(size))
 
     def _read(self, fd: int, name: str, size: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 
 _HEADER = struct.Struct("<4xIII")
@@ -55,9 +56,7 @@ def _validity(directory: int, path: str) -> tuple[int, int, int] | None:
     except OSError:
         return None
     try:
-        head = os.read(fd, _HEADER.size)
-    except OSError:  # a directory
-        return None
+        head = os.read(fd, _HEADER.size) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
     finally:
         os.close(fd)
     return _HEADER.unpack(head) if len(head) == _HEADER.size else None
