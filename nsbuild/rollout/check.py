@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nsbuild.errors import Refused
-from nsbuild.rollout.decision import HALTED, RESUMED
+from nsbuild.rollout.decision import HALTED, RESUMED, Mark
 from nsbuild.rollout.guard import CAP, State, Verdict, judge
 from nsbuild.rollout.kill import kill_file, killed
 from nsbuild.rollout.ledger import Ledger
@@ -38,8 +38,14 @@ def check(ledger: Ledger, flags_file: str, *, cap: int = CAP, dry_run: bool = Fa
     Two of these at a time, or one that is killed half-way, end as one does. Raises Refused when the ledger cannot be
     read, or the kill file not be written.
     """
+    marks = ledger.marks()
+    # After the marks: a kill file is written before its mark; where there is none any more, a person took it away.
     why = killed(flags_file)
-    after = _begin(ledger, bool(why), dry_run)
+    if marks and marks[-1].event == HALTED and not why and not dry_run:
+        ledger.mark(RESUMED, marks[-1].after, len(marks))
+        marks = ledger.marks()
+        why = killed(flags_file)
+    after = _begin(marks, bool(why))
     verdict = judge(ledger.outcomes(after), cap)
     if verdict.state is not State.FAILING or dry_run:
         return Checked(verdict, "", why)
@@ -54,26 +60,20 @@ def check(ledger: Ledger, flags_file: str, *, cap: int = CAP, dry_run: bool = Fa
                 f"{verdict.reasons[0]}",
                 "Stop it by hand: set NSBUILD_ROLLOUT_KILL=1 where the builders run, or write that file.",
             ) from None
-    if not any(mark.event == HALTED and mark.after == after for mark in ledger.marks()):
-        ledger.mark(HALTED, after)
+    if not (marks and marks[-1].event == HALTED):
+        ledger.mark(HALTED, after, len(marks))
     return Checked(verdict, halted, killed(flags_file))
 
 
-def _begin(ledger: Ledger, stopped: bool, dry_run: bool) -> int:
+def _begin(marks: Sequence[Mark], stopped: bool) -> int:
     """The number of the outcome after which to look.
 
     What a halt was for is still looked at while the rollout is stopped, and not when a person has let it go on; nor
     is what was under way meanwhile.
     """
-    marks = ledger.marks()
     if not marks:
         return 0
-    if marks[-1].event == HALTED and stopped:
-        return marks[-1].after
-    if marks[-1].event == HALTED and not dry_run:
-        ledger.mark(RESUMED, marks[-1].after)
-        marks = ledger.marks()
-    return marks[-1].outcome
+    return marks[-1].after if marks[-1].event == HALTED and stopped else marks[-1].outcome
 
 
 def _notice(verdict: Verdict) -> str:

@@ -140,10 +140,14 @@ class Ledger:
         """What the guard has done, in order. Raises Refused."""
         return [Mark(*row) for row in self.query("SELECT event, at, after, outcome FROM mark ORDER BY seq")]
 
-    def mark(self, event: str, after: int) -> None:
-        """Keep that the guard has done it, having looked at the outcomes above `after`. Raises Refused."""
-        statement = "INSERT INTO mark (event, at, after, outcome) SELECT ?, ?, ?, coalesce(max(seq), 0) FROM outcome"
-        self.query(statement, (event, time.time(), after))
+    def mark(self, event: str, after: int, marks: int) -> None:
+        """Keep that the guard has done it, having looked at the outcomes above `after`. Raises Refused.
+
+        Only while there are so many `marks`: another check has done it when there are more.
+        """
+        statement = "INSERT INTO mark (event, at, after, outcome) SELECT ?, ?, ?, "
+        statement += "(SELECT coalesce(max(seq), 0) FROM outcome) WHERE (SELECT count(*) FROM mark) = ?"
+        self.query(statement, (event, time.time(), after, marks))
 
     def retain(self, days: float) -> int:
         """Remove what is older than that many days; how many rows. Raises Refused.

@@ -18,6 +18,7 @@ from support.fleets import BAD, REFUSED, Fleet
 
 from nsbuild.cli import main
 from nsbuild.errors import Refused
+from nsbuild.rollout import check as checking
 from nsbuild.rollout import choose
 from nsbuild.rollout.bucket import BUCKETS, bucket
 from nsbuild.rollout.check import check
@@ -294,6 +295,45 @@ def test_checks_at_the_same_time_end_as_one(tmp_path: Path) -> None:
     assert [process.wait() for process in running] == [0, 0, 0, 0]
     assert {mark.event for mark in ledger.marks()} == {"halted"}
     assert "5 of the 5 apps" in Path(kill_file(flags)).read_text()
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+@pytest.mark.parametrize("step", range(5))
+def test_a_check_in_the_middle_of_a_check_ends_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, resumes: bool
+) -> None:
+    """The whole of another one, before each of the steps that the first takes."""
+    ledger, flags = Ledger(tmp_path), str(tmp_path / "flags.json")
+    spoilt(ledger)
+    events = ["halted"]
+    if resumes:
+        check(ledger, flags)
+        os.unlink(kill_file(flags))
+        spoilt(ledger)
+        events = ["halted", "resumed"]
+    taken: list[str] = []
+
+    def between(place: object, name: str) -> None:
+        real = getattr(place, name)
+
+        def meanwhile(*words: object) -> object:
+            taken.append(name)
+            if len(taken) == step + 1:
+                check(Ledger(tmp_path), flags)
+            return real(*words)
+
+        monkeypatch.setattr(place, name, meanwhile)
+
+    for place, name in ((Ledger, "marks"), (Ledger, "mark"), (checking, "killed"), (checking, "write_atomic")):
+        between(place, name)
+    check(ledger, flags)
+    monkeypatch.undo()
+    assert len(taken) > step
+    assert [mark.event for mark in ledger.marks()] == events
+    assert os.path.lexists(kill_file(flags)) is not resumes
+    for _ in range(2):
+        check(ledger, flags)
+    assert [mark.event for mark in ledger.marks()] == events
 
 
 def rollout(flags: str, *words: str) -> int:

@@ -259,6 +259,8 @@ class Site:
 
     def nothing_left(self) -> None:
         assert eventually(lambda: not self.processes(), 5), f"processes left behind: {self.processes()}"
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+        assert not [line for line in mounts if str(self.path) in line], "a mount was left on the host"
         assert self.leaves or not self.litter(), f"left behind: {self.litter()}"
 
 
