@@ -16,6 +16,7 @@ from nsbuild.errors import Refused
 from nsbuild.interrupts import signals_held
 from nsbuild.sandbox import Layout, User
 from nsbuild.tree import remove_tree
+from nsbuild.tree.make import make_directory
 
 PREFIX = "build-"
 WORKSPACES = ".workspaces"
@@ -125,9 +126,9 @@ def name_in(parent: Path) -> str:
 def make_locked(parent: Path, path: str) -> int:
     """Make the directory `path` in `parent`; the lock on it, which tells that it is in use. Raises OSError."""
     while True:
-        parent.mkdir(parents=True, exist_ok=True)
-        _check_executable(parent)
+        make_directory(parent)
         try:
+            _check_executable(parent)
             os.mkdir(path, 0o700)
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:

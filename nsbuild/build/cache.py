@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nsbuild.errors import Refused
 from nsbuild.tree import copy_tree, remove_tree, replace_directory, tree_size, write_atomic
+from nsbuild.tree.make import make_directory
 
 _BESIDE = "new-"
 _ABOUT = "about.json"
@@ -60,7 +61,7 @@ class Cache:
             if os.geteuid() not in (0, owner):
                 raise self._refusal(f"belongs to uid {owner}, not to you (uid {os.geteuid()})")
         try:
-            self.content.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(self.content.parent)
         except OSError as error:
             raise self._refusal(f"cannot be written: {error.strerror}") from error
 
@@ -118,7 +119,7 @@ def _turn(directory: Path, kind: int) -> Iterator[None]:
     """Hold the lock of one cache. Who removes a cache removes its lock, and another is made."""
     path = directory / "lock"
     while True:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:

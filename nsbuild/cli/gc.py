@@ -36,7 +36,7 @@ def gc(directories: tuple[str, ...]) -> int:
             click.echo(sentence)
         for removed in collect_orphans(default_parent()):
             click.echo(f"removed {removed}")
-        for removed in pool.clear(f"{os.path.dirname(state)}/workspaces", journal.workspaces(state)):
+        for removed in pool.clear(f"{os.path.dirname(state)}/workspaces", lambda: journal.workspaces(state)):
             click.echo(f"removed {removed}")
         for removed in _stores():
             click.echo(f"removed {removed}")

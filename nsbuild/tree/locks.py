@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from nsbuild.tree.make import make_directory
+
 
 def lock_directory(directory: Path, how: int) -> int:
     """A descriptor of a directory with a flock. Raises OSError, BlockingIOError with LOCK_NB."""
@@ -42,7 +44,7 @@ def locked(directory: Path, how: int) -> Iterator[bool]:
 def made_and_locked(directory: Path) -> Iterator[None]:
     """A directory that is there, made where need be, and locked."""
     while True:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(directory, 0o700)
         try:
             fd = lock_directory(directory, fcntl.LOCK_EX)
         except FileNotFoundError:

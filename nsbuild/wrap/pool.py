@@ -8,11 +8,12 @@ from __future__ import annotations
 import fcntl
 import os
 
+from nsbuild.tree.make import make_directory
 from nsbuild.tree.remove import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Callable, Container
 
 _FRESH = ("tmp", "var-tmp")
 SHAPES = 64
@@ -56,25 +57,22 @@ class Workspace:
         os.close(self._lock)
 
 
-def take(pool: str, spoken_for: Container[str]) -> Workspace:
-    """A free workspace of the pool directory, a new one if need be. `spoken_for` are those that journals name.
+def take(pool: str, spoken_for: Callable[[], Container[str]]) -> Workspace:
+    """A free workspace of the pool directory, a new one if need be. `spoken_for` reads which ones journals name.
 
     Raises OSError.
     """
-    os.makedirs(pool, 0o700, exist_ok=True)
     number = 0
     while True:
         path = f"{pool}/{number}"
-        number += 1
-        if path in spoken_for:
-            continue
         try:
-            lock = _lock(path)
+            lock = _lock(path, spoken_for)
         except FileNotFoundError:
-            os.makedirs(path, 0o700, exist_ok=True)
-            lock = _lock(path)
+            make_directory(path, 0o700)
+            continue
         if lock is not None:
             return Workspace(path, lock, lasting=True)
+        number += 1
 
 
 def make(path: str) -> Workspace:
@@ -85,11 +83,13 @@ def make(path: str) -> Workspace:
     return Workspace(path, lock, lasting=False)
 
 
-def _lock(path: str) -> int | None:
+def _lock(path: str, spoken_for: Callable[[], Container[str]] = frozenset) -> int | None:
+    """None when another launch has it, or what is in it belongs to one that was killed."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(fd), os.lstat(path)):
+        # Journals under the lock, and before the name: a launch may have been killed, or recovered from, just now.
+        if path not in spoken_for() and os.path.samestat(os.fstat(fd), os.lstat(path)):
             return fd
     except (BlockingIOError, FileNotFoundError):
         pass
@@ -97,16 +97,19 @@ def _lock(path: str) -> int | None:
     return None
 
 
-def clear(pools: str, spoken_for: Container[str]) -> list[str]:
+def clear(pools: str, spoken_for: Callable[[], Container[str]]) -> list[str]:
     """Remove every workspace below `pools` that no launch holds and no journal names; returns their paths.
 
     Raises OSError.
     """
     removed = []
-    for shape in sorted(os.listdir(pools)) if os.path.isdir(pools) else []:
-        for number in sorted(os.listdir(f"{pools}/{shape}")):
+    for shape in _names(pools):
+        for number in _names(f"{pools}/{shape}"):
             path = f"{pools}/{shape}/{number}"
-            lock = None if path in spoken_for else _lock(path)
+            try:
+                lock = _lock(path, spoken_for)
+            except FileNotFoundError:
+                continue  # somebody else clears too
             if lock is not None:
                 remove_tree(path)
                 os.close(lock)
@@ -116,3 +119,10 @@ def clear(pools: str, spoken_for: Container[str]) -> list[str]:
         except OSError:
             continue  # not empty: in use
     return removed
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []

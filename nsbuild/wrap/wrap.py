@@ -213,7 +213,7 @@ def _workspace(request: Request, build: attach.Facts, options: WrapOptions, stat
     # Alike launches have alike skeletons; one that does not fit is made anew, so a clash costs no more than time.
     shape = (request.buildpack, bool(request.cache_dir), bool(request.env_dir), adopt, options)
     number = zlib.crc32(repr(shape).encode("utf-8", "surrogateescape")) % pool.SHAPES
-    return pool.take(f"{shared}/{number}", journal.workspaces(state))
+    return pool.take(f"{shared}/{number}", lambda: journal.workspaces(state))
 
 
 def _lock(build_dir: str, state: str) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.processes import ROOT, SOMEBODY, Child, become, eventually, in_child
 
-from nsbuild.wrap import WrapOptions, exec_in_view, journal, recovery
+from nsbuild.tree import remove_tree
+from nsbuild.wrap import WrapOptions, exec_in_view, journal, pool, recovery
 
 COMMAND = ["sh", "-c", "echo built > /app/built; sleep 0.02"]
 ENVIRON = {"PATH": "/usr/bin:/bin"}
@@ -250,3 +251,64 @@ def test_any_path_survives_the_journal(ground: str, name: str) -> None:
     assert entry is not None
     assert entry.workspace == f"{ground}/{name}"
     assert entry.places == {f"/{name}": f"{ground}/{name}"}
+
+
+# -- one in the middle of another
+
+
+def killed(site: Site) -> Callable[[], None]:
+    """A launch, by who is at work already, that is killed with its guardian while BUILD_DIR is in its workspace."""
+    cloned = [step.split()[0] for step in _steps(site)].index("cloned")
+
+    def action() -> None:
+        _kill_at(cloned, before=False, guardian_too=True)
+        site.run()
+
+    def kill() -> None:
+        Child(action).ended()
+        assert not os.path.exists(site.app)
+
+    return kill
+
+
+def before_the_first(place: object, name: str, other: Callable[[], object]) -> None:
+    """Do something else before the first call of a function."""
+    real = getattr(place, name)
+
+    def meanwhile(*words: object, **more: object) -> object:
+        setattr(place, name, real)
+        other()
+        return real(*words, **more)
+
+    setattr(place, name, meanwhile)
+
+
+def test_a_workspace_is_not_taken_from_one_killed_since_the_journals_were_read(site: Site) -> None:
+    kill = killed(site)
+    other = f"{site.base}/other"
+
+    def action() -> int:
+        site.enter()
+        os.mkdir(other)
+        before_the_first(pool, "_lock", kill)
+        return exec_in_view(other, COMMAND, ENVIRON, WrapOptions(attach="adopt")).outcome.exit_code
+
+    assert in_child(action) == 0
+    assert Path(other, "built").exists()
+    site.recover()
+    remove_tree(other)
+    assert site.intact(), os.listdir(site.base)
+
+
+def test_gc_removes_no_workspace_of_one_killed_since_the_journals_were_read(site: Site) -> None:
+    kill = killed(site)
+
+    def action() -> list[str]:
+        site.enter()
+        state = journal.state_directory()
+        before_the_first(pool, "_lock", kill)
+        return pool.clear(f"{os.path.dirname(state)}/workspaces", lambda: journal.workspaces(state))
+
+    in_child(action)
+    site.recover()
+    assert site.intact()
