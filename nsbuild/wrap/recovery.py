@@ -7,6 +7,7 @@ import select
 import time
 
 from nsbuild.sandbox.skeleton import give_back_orphans
+from nsbuild.tree.flock import flock_within
 from nsbuild.tree.remove import remove_tree
 from nsbuild.wrap import journal
 
@@ -54,6 +55,24 @@ def recover_aloud(directory: str, say: Callable[[str], None]) -> None:
 
     for sentence in recover_all(directory, failed):
         say(f"recovered from an interrupted launch: {sentence}.")
+
+
+def bring_back(directory: str, place: str, seconds: float, say: Callable[[str], None]) -> None:
+    """`place` is not there: let whoever is putting it back end, or do it, when its user was killed just now."""
+    deadline = time.monotonic() + seconds
+    for entry in journal.entries(directory):
+        if os.path.realpath(place) in entry.places.values():
+            try:
+                fd = os.open(entry.path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                flock_within(fd, deadline - time.monotonic())
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(fd)
+    recover_aloud(directory, say)
 
 
 def put_back(path: str) -> list[str]:

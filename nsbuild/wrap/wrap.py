@@ -25,7 +25,9 @@ else:
     import _signal as signal
 
 _NOTICE = 1.0
-"""Seconds that a lock on BUILD_DIR is waited for."""
+"""Seconds that a lock on BUILD_DIR is waited for, or that it is there again."""
+_PUT_BACK = 15.0
+"""Seconds that another invocation is given to put CACHE_DIR back: longer than a build may take to die."""
 
 
 class WrapResult(Value):
@@ -96,7 +98,7 @@ def _wrap(
         raise usage("--tty needs terminals on stdin and stdout.")
     state = journal.state_directory()
     recovery.recover_aloud(state, say)
-    lock = _lock(request.build_dir, state)
+    lock = _lock(request.build_dir, state, say)
     turn = None
     # A signal in the middle of this would leave the caller's directories in the workspace: it waits, and is the
     # command's once there is one.
@@ -143,8 +145,9 @@ class Unfinished(AfterCommandError):
 def take_turn(cache_dir: str, state: str, say: Callable[[str], None]) -> turns.Turn:
     """The turn on CACHE_DIR, which is where it belongs then. Raises OSError."""
     turn = turns.take(f"{os.path.dirname(state)}/turns", cache_dir, say)
-    if turn.waited:
-        recovery.recover_aloud(state, say)
+    # Who had it may have been killed since we looked for such; what is not there now is being put back, or left.
+    if turn.waited or not os.path.lexists(cache_dir):
+        recovery.bring_back(state, cache_dir, _PUT_BACK, say)
     return turn
 
 
@@ -216,32 +219,41 @@ def _workspace(request: Request, build: attach.Facts, options: WrapOptions, stat
     return pool.take(f"{shared}/{number}", lambda: journal.workspaces(state))
 
 
-def _lock(build_dir: str, state: str) -> int:
+def _lock(build_dir: str, state: str, say: Callable[[str], None]) -> int:
     """Two invocations on one BUILD_DIR exclude each other. The lock goes along when it is renamed."""
-    try:
-        fd = os.open(build_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        for entry in journal.held(state):
-            if os.path.realpath(build_dir) in entry.places.values():
-                raise refused(
-                    f"BUILD_DIR {build_dir} is in use by another nsbuild (process {entry.launcher})."
-                ) from None
-        for entry in journal.entries(state):
-            if os.path.realpath(build_dir) in entry.places.values():
-                raise refused(
-                    f"BUILD_DIR {build_dir} is in {entry.workspace} still, where an interrupted nsbuild had it.",
-                    "nsbuild recover says what is in the way.",
-                ) from None
-        raise usage(f"BUILD_DIR {build_dir} does not exist.") from None
-    except NotADirectoryError:
-        raise usage(f"BUILD_DIR {build_dir} is not a directory.") from None
-    # What a killed launcher had started holds it until it notices, milliseconds later.
-    try:
-        flock_within(fd, _NOTICE)
-    except BlockingIOError:
-        os.close(fd)
-        raise refused(f"BUILD_DIR {build_dir} is in use by another nsbuild.", "Wait for it to end.") from None
-    return fd
+    if not os.path.lexists(build_dir):
+        recovery.bring_back(state, build_dir, _NOTICE, say)
+    while True:
+        try:
+            fd = os.open(build_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise _missing(build_dir, state) from None
+        except NotADirectoryError:
+            raise usage(f"BUILD_DIR {build_dir} is not a directory.") from None
+        # What a killed launcher had started holds it until it notices, milliseconds later.
+        try:
+            flock_within(fd, _NOTICE)
+            if os.path.samestat(os.fstat(fd), os.stat(build_dir)):
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise refused(f"BUILD_DIR {build_dir} is in use by another nsbuild.", "Wait for it to end.") from None
+        except FileNotFoundError:
+            pass
+        os.close(fd)  # of another directory than is there now
+
+
+def _missing(build_dir: str, state: str) -> Exception:
+    for entry in journal.held(state):
+        if os.path.realpath(build_dir) in entry.places.values():
+            return refused(f"BUILD_DIR {build_dir} is in use by another nsbuild (process {entry.launcher}).")
+    for entry in journal.entries(state):
+        if os.path.realpath(build_dir) in entry.places.values():
+            return refused(
+                f"BUILD_DIR {build_dir} is in {entry.workspace} still, where an interrupted nsbuild had it.",
+                "nsbuild recover says what is in the way.",
+            )
+    return usage(f"BUILD_DIR {build_dir} does not exist.")
 
 
 def _run(plan: Plan, workspace: pool.Workspace, state: str, options: WrapOptions) -> Outcome:

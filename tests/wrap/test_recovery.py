@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from support.processes import ROOT, SOMEBODY, Child, become, eventually, in_child
 
 from nsbuild.tree import remove_tree
-from nsbuild.wrap import WrapOptions, exec_in_view, journal, pool, recovery
+from nsbuild.wrap import WrapOptions, compile_, exec_in_view, journal, pool, recovery, turns, wrap
 
+T = TypeVar("T")
 COMMAND = ["sh", "-c", "echo built > /app/built; sleep 0.02"]
 ENVIRON = {"PATH": "/usr/bin:/bin"}
 
@@ -84,8 +87,10 @@ def site(request: pytest.FixtureRequest, ground: str) -> Iterator[Site]:
     yield Site(ground, request.param == "root")
 
 
-def _kill_at(number: int, *, before: bool, guardian_too: bool) -> None:
-    """From here on this process is killed at the `number`th line of its journal, before or after it is written."""
+def _kill_at(number: int | str, *, before: bool, guardian_too: bool) -> None:
+    """From here on this process is killed at the `number`th line of its journal, or at the first that tells of this
+    step, before or after it is written.
+    """
     written = [0]
     guardians: list[int] = []
     write, make = journal.Journal._write, recovery.Guardian.__init__
@@ -93,7 +98,7 @@ def _kill_at(number: int, *, before: bool, guardian_too: bool) -> None:
     def killing(self: journal.Journal, text: str) -> None:
         if not before:
             write(self, text)
-        if written[0] == number:
+        if number in (written[0], text.split()[0]):
             for pid in guardians if guardian_too else ():
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -258,10 +263,9 @@ def test_any_path_survives_the_journal(ground: str, name: str) -> None:
 
 def killed(site: Site) -> Callable[[], None]:
     """A launch, by who is at work already, that is killed with its guardian while BUILD_DIR is in its workspace."""
-    cloned = [step.split()[0] for step in _steps(site)].index("cloned")
 
     def action() -> None:
-        _kill_at(cloned, before=False, guardian_too=True)
+        _kill_at("cloned", before=False, guardian_too=True)
         site.run()
 
     def kill() -> None:
@@ -269,6 +273,41 @@ def killed(site: Site) -> Callable[[], None]:
         assert not os.path.exists(site.app)
 
     return kill
+
+
+def cached(app: str, cache: str) -> int:
+    """A compile with a CACHE_DIR, to which it adds."""
+    pack = f"{os.path.dirname(app)}/pack"
+    os.makedirs(f"{pack}/bin", exist_ok=True)
+    Path(pack, "bin/compile").write_text('#!/bin/sh\nls "$2" >> "$2/listed"\n')
+    os.chmod(f"{pack}/bin/compile", 0o755)
+    return compile_(pack, app, cache, "", ENVIRON, WrapOptions(attach="adopt")).outcome.exit_code
+
+
+def killed_with_cache(site: Site, cache: str) -> None:
+    """A compile by who is at work already, killed with its guardian while BUILD_DIR and CACHE_DIR are away."""
+    os.mkdir(cache)
+    Path(cache, "kept").touch()
+
+    def action() -> None:
+        _kill_at("cloned", before=False, guardian_too=True)
+        cached(site.app, cache)
+
+    Child(action).ended()
+    assert not os.path.exists(site.app) and not os.path.exists(cache)
+
+
+def while_it_is_put_back(other: Callable[[], T]) -> T:
+    """Recover, and begin something else in the middle of it."""
+    begun: list[Child[T]] = []
+
+    def begin() -> None:
+        begun.append(Child(other))
+        select.select([begun[0]._reader], [], [], 1.0)  # it ends, or waits for us
+
+    before_the_first(recovery, "give_back_orphans", begin)
+    recovery.recover_all(journal.state_directory())
+    return begun[0].result()
 
 
 def before_the_first(place: object, name: str, other: Callable[[], object]) -> None:
@@ -312,3 +351,60 @@ def test_gc_removes_no_workspace_of_one_killed_since_the_journals_were_read(site
     in_child(action)
     site.recover()
     assert site.intact()
+
+
+def test_a_build_dir_that_is_being_put_back_is_waited_for(site: Site) -> None:
+    kill = killed(site)
+
+    def action() -> int:
+        site.enter()
+        kill()
+        return while_it_is_put_back(site.run)
+
+    assert in_child(action) == 0
+    assert site.intact()
+
+
+def test_a_cache_that_is_being_put_back_is_waited_for(site: Site) -> None:
+    other, cache = f"{site.base}/other", f"{site.base}/cache"
+
+    def action() -> int:
+        site.enter()
+        killed_with_cache(site, cache)
+        os.mkdir(other)
+        return while_it_is_put_back(lambda: cached(other, cache))
+
+    assert in_child(action) == 0
+    assert Path(cache, "listed").read_text() == "kept\nlisted\n"
+    assert sorted(os.listdir(site.base)) == ["app", "cache", "other", "pack", "state"]
+
+
+def test_a_cache_whose_user_was_killed_just_now_is_put_back_first(site: Site) -> None:
+    """After the look for killed ones, and before the turn."""
+    other, cache = f"{site.base}/other", f"{site.base}/cache"
+
+    def action() -> int:
+        site.enter()
+        os.mkdir(other)
+        before_the_first(turns, "take", lambda: killed_with_cache(site, cache))
+        return cached(other, cache)
+
+    assert in_child(action) == 0
+    assert Path(cache, "listed").read_text() == "kept\nlisted\n"
+    assert sorted(os.listdir(site.base)) == ["app", "cache", "other", "pack", "state"]
+
+
+def test_a_build_dir_that_was_replaced_while_its_lock_was_waited_for(ground: str) -> None:
+    app = f"{ground}/app"
+    os.mkdir(app)
+
+    def replaced() -> None:
+        os.rename(app, f"{ground}/old")
+        os.mkdir(app)
+
+    def action() -> bool:
+        before_the_first(wrap, "flock_within", replaced)
+        fd = wrap._lock(app, f"{ground}/nowhere", lambda sentence: None)
+        return os.path.samestat(os.fstat(fd), os.stat(app))
+
+    assert in_child(action)
