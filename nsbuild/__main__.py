@@ -73,8 +73,14 @@ def start() -> NoReturn:
         try:
             if stream is not None:
                 stream.flush()
+        except BrokenPipeError:
+            code = code or 128 + 13
         except OSError as error:
-            code = code or (128 + 13 if isinstance(error, BrokenPipeError) else 125)
+            from nsbuild.cli.say import say
+
+            if not code:
+                say(f"nsbuild: The standard output: {error.strerror}.")
+            code = code or 125
     os._exit(code)
 
 

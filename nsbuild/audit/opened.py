@@ -37,7 +37,8 @@ def opened(path: str | Path, workspace_dir: str | None = None, run_path: str | N
     place = Path(str(path).removeprefix(OCI_PREFIX))
     try:
         place = place.resolve(strict=True)
-        os.close(os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        # A directory may be closed to reading, or to what is in it.
+        os.close(os.open(f"{place}/." if place.is_dir() else place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         if not place.is_dir() and not place.is_file():
             raise UsageError(f"{path} is neither a file nor a directory.", "Give a slug or a directory.")
         user = build_user(str(place))

@@ -113,9 +113,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("nsbuild: There is not enough memory.")
         return int(refused)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        say(f"nsbuild: {place}{error.strerror or error}.")
+        place = error.filename or _unwritable()
+        say(f"nsbuild: {place}{': ' if place else ''}{error.strerror or error}.")
         return int(refused)
+
+
+def _unwritable() -> str:
+    """The standard output, when it was that: what it could not take is tried again."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        return "The standard output"
+    return ""
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,18 @@ def test_machines(slug: Path) -> None:
 def test_stale_is_no_failure(slug: Path) -> None:
     (slug / "pkg.pth").rename(slug / "notes.txt")
     assert audit(slug).returncode == 0
+
+
+def test_a_directory_that_is_closed_is_named(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    for mode in (0o400, 0o100):
+        tmp_path.chmod(mode)
+        done = audit(str(tmp_path))
+        tmp_path.chmod(0o700)
+        assert (done.returncode, done.stdout) == (2, "")
+        told = f"nsbuild: {tmp_path} cannot be read: Permission denied. Give a slug or a directory.\n"
+        assert done.stderr == told
 
 
 @pytest.mark.parametrize(
