@@ -213,19 +213,31 @@ def test_no_more_directories_are_kept_open_than_a_batch_may_have(
     assert most - before == FDS + 3  # the top, where the walk is, and whose turn it is to unlock
 
 
-def some(fd: int, workers: Workers) -> int:
-    """Gives batches until the others have taken some."""
+def some(fd: int, workers: Workers, taken: Path) -> int:
+    """Gives batches until one of the others has `taken` one, and more; how many."""
     given = 0
-    for number in range(1000):
-        given += workers.give([(str(number), ["x" * 250] * 40)], [fd])
+
+    def give() -> bool:
+        nonlocal given
+        given += workers.give([(str(given), ["x" * 250] * 40)], [fd])
+        return taken.exists()
+
+    assert eventually(give)
+    for _ in range(1000):
+        give()
     return given
 
 
 def test_each_batch_is_done_once(tmp_path: Path) -> None:
     done: list[tuple[str, int]] = []
-    here = os.open(tmp_path, os.O_RDONLY)
-    with Workers(2, done.clear, lambda part, fd: done.append((part[0], os.getpid())), lambda: done) as workers:
-        given = some(here, workers)
+    here, taken = os.open(tmp_path, os.O_RDONLY), tmp_path / "taken"
+
+    def work(part: Part, fd: int) -> None:
+        done.append((part[0], os.getpid()))
+        taken.touch()
+
+    with Workers(2, done.clear, work, lambda: done) as workers:
+        given = some(here, workers, taken)
         for result in workers.finish():
             done += result
     assert len(done) == given == len({name for name, _ in done})
@@ -234,14 +246,15 @@ def test_each_batch_is_done_once(tmp_path: Path) -> None:
 
 
 def test_what_goes_wrong_elsewhere_is_raised_here(tmp_path: Path) -> None:
-    me, here = os.getpid(), os.open(tmp_path, os.O_RDONLY)
+    me, here, taken = os.getpid(), os.open(tmp_path, os.O_RDONLY), tmp_path / "taken"
 
     def work(part: Part, fd: int) -> None:
         if os.getpid() != me:
+            taken.touch()
             raise ValueError("as it was written there")
 
     with Workers(2, lambda: None, work, lambda: None) as workers, pytest.raises(ValueError, match="written there"):
-        some(here, workers)
+        some(here, workers, taken)
         workers.finish()
     assert not children()
     os.close(here)
@@ -293,7 +306,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     pids = ended.stdout.split()
     assert ended.returncode == -signal.SIGKILL and len(pids) == 3
-    assert eventually(lambda: not any(running(pid) for pid in pids), 5)
+    assert eventually(lambda: not any(running(pid) for pid in pids))
 
 
 def running(pid: str) -> bool:

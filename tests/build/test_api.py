@@ -260,7 +260,7 @@ def test_an_export_is_no_part_of_the_runtime_environment(site: Site) -> None:
 )
 def test_what_is_no_plain_file_is_not_sourced(site: Site, kind: str) -> None:
     two = site.buildpack("echo second", "two")
-    assert site.build(site.app(), site.buildpack(kind), two, "--timeout", "10s").ok().out == b"second\n"
+    assert site.build(site.app(), site.buildpack(kind), two, "--timeout", "60s").ok().out == b"second\n"
 
 
 # -- order, and what failing does

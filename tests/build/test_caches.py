@@ -7,7 +7,7 @@ import os
 import signal
 
 import pytest
-from support.processes import eventually
+from support.processes import eventually, read
 from support.sites import Site
 
 pytest_plugins = ["support.site_fixtures"]
@@ -102,6 +102,12 @@ def test_rm_leaves_a_running_builds_copy_alone(three: Site) -> None:
     assert len(listed(three)) == 1
 
 
+def waits_for_a_lock(pid: int) -> bool:
+    """`17: -> FLOCK  ADVISORY  WRITE 4711 ...` is of a process that waits for who is above it."""
+    lines = [line.split() for line in read("/proc/locks").splitlines()]
+    return any(words[1] == "->" and words[5] == str(pid) for words in lines)
+
+
 def test_rm_takes_its_turn(three: Site) -> None:
     """It waits for who holds the lock, and who waited for its lock finds the cache gone, not itself broken."""
     import fcntl
@@ -111,7 +117,7 @@ def test_rm_takes_its_turn(three: Site) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         remover = three.start("cache", "rm", cache.name)
         build = three.start(*three.words("app", three.path / "pack"))
-        assert not eventually(lambda: remover.poll() is not None, 1)
+        assert eventually(lambda: waits_for_a_lock(remover.pid), 50)
         assert cache.joinpath("content").is_dir()
     for process in (remover, build):
         _, err = process.communicate(timeout=50)
@@ -126,7 +132,7 @@ def test_ctrl_c_while_it_waits(three: Site) -> None:
     with (cache / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         remover = three.start("cache", "rm", cache.name)
-        assert not eventually(lambda: remover.poll() is not None, 1)
+        assert eventually(lambda: waits_for_a_lock(remover.pid), 50)
         remover.send_signal(signal.SIGINT)
         _, err = remover.communicate(timeout=50)
     assert remover.returncode == 130, err

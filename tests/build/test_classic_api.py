@@ -198,7 +198,7 @@ def test_point_13_git_is_never_staged(site: Site) -> None:
 
 def test_point_14_a_time_limit_ends_a_compile_by_name(site: Site) -> None:
     """The platform's own limits, and that they are warnings unless enforced: test_limits.py."""
-    slow = site.buildpack("sleep 60", "slow")
+    slow = site.buildpack("sleep 60", "slow", detect=None)
     site.build(site.app(), slow, "--timeout", "0.5s").refused(13, "bin/compile", "0.5 seconds")
 
 
@@ -401,12 +401,12 @@ for top in sys.argv[1:3]:
     pack = site.buildpack(deep)
     for output in (site.out, site.path / "slug.tgz"):
         site.build(site.app(), pack if output == site.out else site.buildpack(name="again"), output=output).ok()
-    found = 0
+    found, where = 0, os.getcwd()
     os.chdir(site.out)
     try:
         while os.path.isdir("d" * 200):
             os.chdir("d" * 200)
             found += 1
     finally:
-        os.chdir("/")
+        os.chdir(where)
     assert found == 30

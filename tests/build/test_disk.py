@@ -48,8 +48,9 @@ def test_what_was_too_much_at_the_end_counts_as_well(site: Site) -> None:
 
 
 def test_one_file_never_gets_larger(site: Site) -> None:
-    """Between two looks that is all that holds a build."""
-    pack = site.buildpack('head -c 100000000 /dev/zero > "$2/large"; stat -c %s "$2/large"; exit 1')
+    """Between two looks that is all that holds a build. Most of this one is a hole, for a look to find little."""
+    large = 'dd if=/dev/zero of="$2/large" bs=1M seek=7 count=2 2>/dev/null; stat -c %s "$2/large"'
+    pack = site.buildpack(f'{large}; head -c 7M /dev/zero > "$2/more"; exit 1')
     result = site.nsbuild(*site.words(site.app(), pack), "--disk", "8M")
     result.refused(13, "M in /tmp/cache")
     assert result.text.split()[-1] == str(8 * MIB)
@@ -130,10 +131,11 @@ def test_usage_is_blocks_of_inodes(tmp_path: Path) -> None:
 
 def test_a_tree_that_changes_meanwhile_is_measured_all_the_same(tmp_path: Path) -> None:
     """rename and removal under the walk: no error, and afterwards the truth."""
-    stop = threading.Event()
+    stop, begun = threading.Event(), threading.Event()
 
     def churn() -> None:
         while not stop.is_set():
+            begun.set()
             for number in range(20):
                 (tmp_path / f"{number}/x/y").mkdir(parents=True, exist_ok=True)
                 os.rename(tmp_path / f"{number}/x", tmp_path / f"moved-{number}")
@@ -142,6 +144,7 @@ def test_a_tree_that_changes_meanwhile_is_measured_all_the_same(tmp_path: Path) 
     thread = threading.Thread(target=churn)
     thread.start()
     try:
+        assert begun.wait(30)
         for _ in range(100):
             disk_usage(str(tmp_path))
     finally:

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 from support.rooms import Output
-from support.sites import Site
+from support.sites import NSBUILD, Site
 
 import nsbuild
 
@@ -99,8 +99,7 @@ def test_help_goes_to_a_reader_that_leaves(site: Site) -> None:
 def test_closed_standard_streams(site: Site) -> None:
     """As a supervisor may start it."""
     app, pack = site.app(), site.buildpack("echo compiled")
-    words = [*map(str, site.start("--version").args)][:4]  # type: ignore[arg-type]
-    script = shlex.join([*map(str, words), "build", str(app), "-b", str(pack), "-o", str(site.out)])
+    script = shlex.join([*NSBUILD, "build", str(app), "-b", str(pack), "-o", str(site.out)])
     for closing in ("<&-", ">&- 2>&-", "<&- >&- 2>&-"):
         done = subprocess.run(["bash", "-c", f"{script} {closing}"], env=site.environment(), check=False)
         assert done.returncode == 0, closing

@@ -134,8 +134,8 @@ def test_a_malformed_app_json_is_one_sentence(site: Site, text: str, words: str)
 
 
 def test_the_time_limit(site: Site) -> None:
-    pack = site.buildpack(test="sleep 60")
-    outcome(site, pack, words=("--timeout", "0.5s")).refused(13, "test", "0.5 seconds")
+    pack = site.buildpack(detect=None, test="sleep 1000")
+    outcome(site, pack, words=("--timeout", "5s")).refused(13, "test of ", "5 seconds")
 
 
 def test_tests_have_a_cache_of_their_own_that_failing_tests_keep(site: Site) -> None:

@@ -15,6 +15,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from nsbuild.errors import ExitCode, NsbuildError
 
 pytest_plugins = ["support.site_fixtures"]
 
-QUICK = Limits(connect=2, read=0.5, pause=0.01, max_bytes=4 << 20)
+QUICK = Limits(connect=20, read=20, pause=0.01, max_bytes=4 << 20)
 FILLER = os.urandom(900_000)
 
 
@@ -183,7 +184,8 @@ def test_a_cut_off_body_is_no_buildpack(store: Store, server: Server) -> None:
     refused(store, url, ExitCode.USAGE, url, "cut off or damaged")
 
 
-def test_a_server_that_says_nothing(store: Store, server: Server) -> None:
+def test_a_server_that_says_nothing(tmp_path: Path, server: Server) -> None:
+    store = Store(tmp_path / "store", limits=replace(QUICK, read=0.5))
     url = server.put("/pack.tgz", archive(pack()), wait=30)
     refused(store, url, ExitCode.REFUSED, url, "said nothing for too long")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,9 +53,18 @@ def test_the_events_of_a_build(site: Site) -> None:
 def test_every_byte_arrives_also_where_it_is_no_text(site: Site) -> None:
     """A character that is cut in two by a pipe is whole again; what is no UTF-8 is in base64."""
     half = "printf '\\xc3'; sleep 0.3; printf '\\xa9\\n'"
-    found = events(
-        site.build(site.app(), site.buildpack(f"{half}; sleep 0.3; {NOT_UTF8}; printf '\\xc3'"), "--json").ok()
-    )
+    wait = ">/tmp/here; until [ -e /tmp/go ]; do sleep 0.05; done"
+    pack = site.buildpack(f"{half}; {wait}; {NOT_UTF8}; printf '\\xc3'")
+    process = site.start(*site.words(site.app(), pack), "--json")
+    assert process.stdout is not None
+    out = b""
+    while "é".encode() not in out and b"\\u00e9" not in out and b'"result"' not in out:
+        out += process.stdout.readline()
+    (here,) = site.inside("tmp/here")
+    Path(here).with_name("go").touch()
+    rest, err = process.communicate(timeout=50)
+    assert process.returncode == 0, err
+    found = events(Result(0, out + rest, ""))
     texts = [event.get("text") for event in found if event["kind"] == "output"]
     assert texts[0] == "é\n"
     assert texts[1:] and set(texts[1:]) == {None}

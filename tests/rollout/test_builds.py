@@ -39,7 +39,7 @@ class Platform:
 
     def candidate(self) -> Outcome:
         assert eventually(lambda: any(row.shadow for row in self.rows()), 300), "the candidate never ended"
-        assert eventually(lambda: not (self.state.parent / ".copies").exists())
+        assert eventually(lambda: not (self.state.parent / ".copies").exists(), 300)
         return next(row for row in reversed(self.rows()) if row.shadow)
 
 
@@ -75,7 +75,8 @@ def test_a_direct_build_ends_as_any_other(platform: Platform) -> None:
     site = platform.site
     app = site.app()
     for script, code in (("exit 3", 11), ("exec sleep 60", 13), ("kill -9 $$", 11)):
-        result = platform.build(app, site.buildpack(script), "--timeout", "1s", path="direct")
+        limit = ("--timeout", "1s") if "sleep" in script else ()
+        result = platform.build(app, site.buildpack(script), *limit, path="direct")
         assert result.refused(code).code == platform.rows()[-1].exit_code == code
     pack = site.buildpack("#!/no/such/interpreter")
     platform.build(app, pack, path="direct").refused(11, "not found")
@@ -204,7 +205,7 @@ def test_the_bytes_of_the_shipped_slug_are_the_same_and_there_before_the_candida
 def test_what_becomes_of_a_builds_candidate(platform: Platform, there: str, expected: tuple[str, int]) -> None:
     site = platform.site
     pack = site.buildpack(f'echo made > "$1/made"; if [ "$1" = /app ]; then {there}; fi')
-    limit = ("--shadow-timeout", "6s") if "sleep" in there else ()
+    limit = ("--shadow-timeout", "15s") if "sleep" in there else ()
     platform.build(site.app(), pack, *limit, path="shadow").ok()
     assert (site.out / "made").exists()
     row = platform.candidate()

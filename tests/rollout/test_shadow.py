@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -304,9 +305,11 @@ def test_a_candidate_that_is_killed_leaves_what_gc_removes(shadow: Fleet) -> Non
     shadow.builder.pack('echo made > "$1/made"; [ "$1" != /app ] || { touch "$1/begun"; exec sleep 60; }')
     shadow.compile().ok()
     workspaces = shadow.builder.state / "nsbuild"
-    assert eventually(lambda: bool(list(workspaces.glob("workspaces/*/*/root/app/begun"))), 20)
+    # It has the lowest priority there is: on a busy host that takes its time.
+    assert eventually(lambda: bool(list(workspaces.glob("workspaces/*/*/root/app/begun"))), 300)
     for pid in processes_of(shadow):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # a guardian ends with whom it watches
+            os.kill(pid, signal.SIGKILL)
     assert eventually(lambda: not processes_of(shadow))
     assert list(workspaces.glob(".copies/*"))
     shadow.builder.nsbuild("gc").ok()
@@ -326,7 +329,7 @@ def test_the_secrets_of_the_environment_are_in_no_argument_and_no_environment(sh
     shadow.builder.names.add("go")
     shadow.builder.pack('[ "$1" != /app ] || while [ ! -e /go/on ]; do sleep 0.05; done')
     shadow.compile("--bind", f"{go}:/go", env={"TOKEN": "hunter2"}).ok()
-    assert eventually(lambda: bool(processes_of(shadow)))
+    assert eventually(lambda: bool(processes_of(shadow)), 300)
     for pid in processes_of(shadow):
         for name in ("cmdline", "environ"):
             assert b"hunter2" not in Path(f"/proc/{pid}/{name}").read_bytes()

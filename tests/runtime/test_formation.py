@@ -10,6 +10,7 @@ import signal
 import subprocess
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.processes import eventually
@@ -19,6 +20,9 @@ from support.sites import App, Result, Site, free_port, snapshot
 pytest_plugins = ["support.site_fixtures"]
 
 WAIT = "sleep 60 & wait"
+UP = ">/tmp/$DYNO; "
+LAST = f"{UP}until [ -e /tmp/go ]; do sleep 0.05; done; "
+"""In the one that ends first: it waits until the others are UP (`in_turn`)."""
 
 
 def two(site: Site, web: str, worker: str, **more: str) -> Path:
@@ -33,17 +37,27 @@ def start(site: Site, *words: str | Path, **options: object) -> subprocess.Popen
 
 def finish(process: subprocess.Popen[bytes]) -> Result:
     out, err = process.communicate(timeout=40)
-    return Result(process.returncode, out, (err or b"").decode())
+    return Result(process.returncode, out or b"", (err or b"").decode())
+
+
+def in_turn(site: Site, *words: str | Path, up: tuple[str, ...], last: str, **options: Any) -> Result:
+    """Run it; `last` goes on once the others are `up`."""
+    process = site.start("run", *words, **options)
+    for name in (*up, last):
+        site.appears(f"tmp/{name}")
+    (waiting,) = site.inside(f"tmp/{last}")
+    Path(waiting).with_name("go").touch()
+    return finish(process)
 
 
 # -- what runs, and with which environment
 
 
 def test_all_but_release_run_with_ports_and_names(site: Site) -> None:
-    path = two(
-        site, f"echo $DYNO $PORT $A; {WAIT}", f"echo $DYNO $PORT $A; {WAIT}", cron="sleep 1; echo $PORT; exit 4"
-    )
-    result = site.run(path, "--all", "--port", "7000", "--env", "A=set")
+    tell = f"echo $DYNO $PORT $A; {UP}{WAIT}"
+    path = two(site, tell, tell, cron=f"{LAST}echo $PORT; exit 4")
+    words = (path, "--all", "--port", "7000", "--env", "A=set")
+    result = in_turn(site, *words, up=("web.1", "worker.1"), last="cron.1")
     assert result.code == 4
     assert sorted(result.text.splitlines()) == [
         "cron.1   | 7200",
@@ -57,8 +71,9 @@ def test_all_but_release_run_with_ports_and_names(site: Site) -> None:
 
 
 def test_several_of_a_type(site: Site) -> None:
-    path = two(site, f"echo $DYNO $PORT; {WAIT}", "sleep 1; echo $PORT")
-    lines = site.run(path, "worker", "web=3").ok().text.splitlines()
+    path = two(site, f"echo $DYNO $PORT; {UP}{WAIT}", f"{LAST}echo $PORT")
+    result = in_turn(site, path, "worker", "web=3", up=("web.1", "web.2", "web.3"), last="worker.1")
+    lines = result.ok().text.splitlines()
     expected = [f"web.{number}    | web.{number} {4999 + number}" for number in (1, 2, 3)]
     assert sorted(lines) == [*expected, "worker.1 | 5100"]
 
@@ -108,8 +123,8 @@ def test_an_archive_is_unpacked_for_all_and_written_by_none(site: Site) -> None:
 
 @pytest.mark.parametrize(("command", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137), ("no-such", 127)])
 def test_when_one_ends_the_others_end_and_its_status_counts(site: Site, command: str, code: int) -> None:
-    path = two(site, f"trap 'echo graceful; exit 1' TERM; echo up; {WAIT}", f"sleep 1; {command}")
-    result = site.run(path, "--all")
+    path = two(site, f"trap 'echo graceful; exit 1' TERM; echo up; {UP}{WAIT}", f"{LAST}{command}")
+    result = in_turn(site, path, "--all", up=("web.1",), last="worker.1")
     assert result.code == code
     assert [line for line in result.text.splitlines() if line.startswith("web")] == [
         "web.1    | up",
@@ -176,10 +191,12 @@ def test_lines_stay_whole_and_every_byte_is_there(site: Site) -> None:
     )
     path = two(
         site,
-        f"python3 -c \"{script}; os.write(2, b'the end')\" web; {WAIT}",
-        f'python3 -c "{script}" worker; sleep 5; printf last',
+        f"python3 -c \"{script}; os.write(2, b'the end')\" web; {UP}{WAIT}",
+        f'python3 -c "{script}" worker; {LAST}printf last',
     )
-    result = site.run(path, "--all").ok()
+    with (site.path / "output").open("w+b") as output:  # nobody reads a pipe before both have written
+        in_turn(site, path, "--all", up=("web.1",), last="worker.1", stdout=output).ok()
+    result = Result(0, (site.path / "output").read_bytes(), "")
     lines = result.out.split(b"\n")
     for name in (b"web", b"worker"):
         mine = [line.partition(b" | ")[2] for line in lines if line.startswith(name + b".1 ")]
@@ -201,8 +218,9 @@ def test_a_line_without_an_end_is_not_kept_in_memory(site: Site) -> None:
 
 def test_who_ignores_sigterm_is_killed_also_when_nobody_reads(site: Site) -> None:
     """An output that cannot be written holds nothing up for ever."""
-    process = site.start("run", two(site, "trap '' TERM; yes", f">/tmp/here; {WAIT}"), "--all")
-    site.appears("tmp/here")
+    process = site.start("run", two(site, f"trap '' TERM; {UP}yes", f"{UP}{WAIT}"), "--all")
+    site.appears("tmp/web.1")
+    site.appears("tmp/worker.1")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=50) == 143  # nobody has read a byte
     said = finish(process).err.splitlines()
@@ -229,11 +247,11 @@ def test_a_full_disk_is_said(site: Site) -> None:
 @pytest.mark.parametrize(("env", "colours"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
 def test_colours_on_a_terminal(site: Site, env: dict[str, str], colours: bool) -> None:
     controller, terminal = pty.openpty()
-    path = two(site, f"test -t 0 -o -t 1 || echo up; {WAIT}", "sleep 1")
-    process = start(site, path, "--all", stdout=terminal, env={"TERM": "xterm", **env}, stderr=subprocess.DEVNULL)
+    path = two(site, f"test -t 0 -o -t 1 || echo up; {UP}{WAIT}", LAST)
+    screen = {"stdout": terminal, "stderr": subprocess.DEVNULL, "env": {"TERM": "xterm", **env}}
+    in_turn(site, path, "--all", up=("web.1",), last="worker.1", **screen).ok()
     os.close(terminal)
     said = Output(controller).rest()
-    assert process.wait(timeout=50) == 0
     assert re.search(rb"\x1b\[36mweb\.1    \| \x1b\[0mup\r\n" if colours else rb"^web\.1    \| up\r\n", said)
     assert (b"\x1b" in said) == colours
 
@@ -267,7 +285,7 @@ def test_misuse_is_125(site: Site) -> None:
 
 def test_two_real_web_servers(apps: dict[str, App]) -> None:
     """gunicorn twice, from one slug, and both end in peace."""
-    app, port = apps["flask-web"], free_port()
+    app, port = apps["flask-web"], free_port(2)
     app.first.ok()
     before = snapshot(app.directory)
     process = start(app.site, app.directory, "web=2", "--port", str(port))

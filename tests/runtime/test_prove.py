@@ -145,7 +145,7 @@ def test_processes(site: Site) -> None:
         site.app(
             "app",
             Procfile="web: python3 -m http.server $PORT\nrelease: false\nonce: echo done\nlives: exec sleep 600\n"
-            "dies: sleep 1; echo because; exit 7\nstubborn: trap '' TERM; echo $NAME; sleep 3\n",
+            "dies: sleep 0.2; echo because; exit 7\nstubborn: trap '' TERM; echo $NAME; sleep 0.5\n",
         ),
         site.buildpack(),
     ).ok()
@@ -162,8 +162,8 @@ def test_processes(site: Site) -> None:
 
 
 def test_a_web_process_that_does_not_listen(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.build(site.app("app", Procfile="web: echo waiting; trap '' TERM; sleep 600"), site.buildpack()).ok()
-    monkeypatch.setattr(booting, "LISTENS", 1.0)
+    site.build(site.app("app", Procfile="web: trap '' TERM; echo waiting; sleep 600"), site.buildpack()).ok()
+    monkeypatch.setattr(booting, "LISTENS", 5.0)
     monkeypatch.setattr(booting, "GRACE", 0.5)
     told: list[Proof] = []
     run = RunOptions(workspace_dir=str(site.path / "work"))
@@ -219,7 +219,7 @@ def test_interrupted_it_leaves_nothing(site: Site, number: int) -> None:
     site.build(site.app("app", Procfile="web: touch /tmp/up; exec sleep 600"), site.buildpack()).ok()
     process = site.start("audit", "out", "--prove")
     try:
-        assert eventually(lambda: bool(site.inside("tmp/up")), 30)
+        assert eventually(lambda: bool(site.inside("tmp/up")), 50)
         os.kill(process.pid, number)
         _, err = process.communicate(timeout=50)
     finally:

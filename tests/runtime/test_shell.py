@@ -6,7 +6,6 @@ import fcntl
 import signal
 import subprocess
 import termios
-import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,12 @@ def at(terminal: Terminal, site: Site, *words: str | Path) -> subprocess.Popen[b
     process = site.start(*words, prepare=control, env={"TERM": "vt220"}, stdin=slave, stdout=slave, stderr=slave)
     terminal.started()
     return process
+
+
+def runs(site: Site, *words: str) -> bool:
+    """Whether a process in a sandbox has these arguments."""
+    wanted = repr("".join(f"{word}\0" for word in words).encode())
+    return any(line.endswith(f": {wanted}") for line in site.processes())
 
 
 def a_slug(site: Site, archive: bool) -> Path:
@@ -51,17 +56,17 @@ def test_a_shell_in_a_slug(site: Site, archive: bool) -> None:
     terminal.says(b"/app yes run.1 vt220 set\r\n33 111\r\n/dev/pts/0\r\n")
     terminal.type(b"sleep 99\r")
     terminal.says(b"sleep 99\r\n")
-    time.sleep(0.2)
+    assert eventually(lambda: runs(site, "sleep", "99")), "only then is it in the foreground"
     terminal.type(b"\x03")
     terminal.says(b"$ ")
     terminal.type(b"echo status $?; sleep 99 & jobs\r")
     terminal.says(b"status 130\r\n")
     terminal.says(b"Running")
     terminal.resize(44, 55)
-    time.sleep(0.2)
-    terminal.type(b"stty size; echo spoilt > Procfile; echo new > new; exit 7\r")
+    terminal.type(b"until stty size | grep '^44 55$'; do sleep 0.1; done\r")
     terminal.says(b"44 55\r\n")
-    assert process.wait(20) == 7
+    terminal.type(b"echo spoilt > Procfile; echo new > new; exit 7\r")
+    assert process.wait(50) == 7
     assert terminal.modes() == modes
     terminal.output.rest()
     assert snapshot(path) == before
@@ -71,14 +76,14 @@ def test_a_process_type_at_a_terminal(site: Site) -> None:
     terminal = Terminal()
     process = at(terminal, site, "run", "--tty", a_slug(site, archive=False), "web")
     terminal.says(b"at vt220 5000\r\n")
-    assert process.wait(20) == 0
+    assert process.wait(50) == 0
     terminal.output.rest()
 
 
 def test_without_tty_it_has_no_terminal(site: Site) -> None:
     terminal = Terminal()
     process = at(terminal, site, "run", a_slug(site, archive=False), "web")
-    assert process.wait(20) == 1
+    assert process.wait(50) == 1
     assert terminal.output.rest() == b""
 
 
@@ -88,9 +93,9 @@ def test_a_signal_gives_the_terminal_back(site: Site, number: signal.Signals) ->
     modes = terminal.modes()
     process = at(terminal, site, "run", "--tty", a_slug(site, archive=False), "--", "sleep", "60")
     terminal.becomes_raw()
-    assert eventually(lambda: any(b"sleep" in line.encode() for line in site.processes()))
+    assert eventually(lambda: runs(site, "sleep", "60"))
     process.send_signal(number)
-    assert process.wait(20) == 128 + number
+    assert process.wait(50) == 128 + number
     assert terminal.modes() == modes
     terminal.output.rest()
 

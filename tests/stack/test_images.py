@@ -247,6 +247,7 @@ def test_what_a_killed_one_has_left_is_removed(tmp_path: Path, cache: Path) -> N
     assert eventually(lambda: any(cache.glob("new-*/root/f1*")), 30)
     process.kill()
     process.wait()
+    assert eventually(lambda: not any(_unpacks(pid, str(cache)) for pid in os.listdir("/proc"))), "it has to die, too"
     assert [path for path in cache.glob("sha256-*") if path.is_dir()] == []
     check(open_stack_root(str(made.path)), made)
 

@@ -258,7 +258,7 @@ class Site:
         return found
 
     def nothing_left(self) -> None:
-        assert eventually(lambda: not self.processes(), 5), f"processes left behind: {self.processes()}"
+        assert eventually(lambda: not self.processes()), f"processes left behind: {self.processes()}"
         mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
         assert not [line for line in mounts if str(self.path) in line], "a mount was left on the host"
         assert self.leaves or not self.litter(), f"left behind: {self.litter()}"
@@ -293,11 +293,26 @@ def holding(top: Path, needle: bytes) -> list[str]:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+_held: list[socket.socket] = []
+
+
+def free_port(count: int = 1) -> int:
+    """The first of so many ports in a row that nobody else gets while this process lives. They are bound, and who
+    sets SO_REUSEADDR, as servers do, can listen on them all the same.
+    """
+    while True:
+        first = 0
+        for number in range(count):
+            held = socket.socket()
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _held.append(held)
+            try:
+                held.bind(("127.0.0.1", first and first + number))
+            except (OSError, OverflowError):
+                break
+            first = first or held.getsockname()[1]
+        else:
+            return first
 
 
 def new_site(name: str) -> Site:

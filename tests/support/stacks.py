@@ -161,7 +161,8 @@ def make_debian() -> Iterator[Debian]:
         wanted = "bash,coreutils,grep,python3-minimal,base-files,ca-certificates"
         made = tool(
             site,
-            *("mmdebstrap", "--mode=chrootless", "--variant=extract", f"--include={wanted}", _codename(), str(tar)),
+            *("mmdebstrap", "--mode=chrootless", "--variant=extract", f"--include={wanted}"),
+            *('--aptopt=Acquire::Retries "5"', _codename(), str(tar)),
             *glob.glob("/etc/apt/sources.list"),
             *sorted(glob.glob("/etc/apt/sources.list.d/*")),
             check=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import select
 import struct
 import termios
@@ -106,10 +107,11 @@ class Screen(Terminal):
         self._fed = len(self.output.data)
         return "\n".join(line.rstrip() for line in self.screen.display).rstrip().split("\n")
 
-    def shows(self, text: str, timeout: float = 50) -> list[str]:
+    def shows(self, text: str | re.Pattern[str], timeout: float = 50) -> list[str]:
         """Wait until a line has it; the screen as it is then."""
+        pattern = re.compile(re.escape(text)) if isinstance(text, str) else text
         deadline = time.monotonic() + timeout
-        while not any(text in line for line in self.lines()):
+        while not any(pattern.search(line) for line in self.lines()):
             shown = f"{text!r} is not on the screen:\n" + "\n".join(self.lines())
             assert select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))[0], shown
             assert self.output.more(deadline), shown
