@@ -174,7 +174,7 @@ class Store:
             if entry is None or reference not in (entry.reference, entry.url):
                 continue
             found = True
-            with locked(path.parent, fcntl.LOCK_EX) as there:
+            with contextlib.suppress(FileNotFoundError), locked(path.parent, fcntl.LOCK_EX) as there:
                 if there:
                     remove_tree(str(path.parent))
         self.collect()
@@ -289,7 +289,13 @@ class Store:
                     raise
             if self._hold(tree, held):
                 break
-            self._remove_damaged(place, reference)
+            if not self._remove_damaged(place, tree):
+                if self._hold(tree, held):
+                    break  # another build has just mended it
+                raise Refused(
+                    f"A running build uses a stored copy of the buildpack {reference.shown} that was damaged.",
+                    "Wait for it.",
+                )
         now = time.time()
         return Entry(
             reference=reference.shown,
@@ -306,15 +312,15 @@ class Store:
             validators=validators or Validators(),
         )
 
-    def _remove_damaged(self, place: Path, reference: Reference) -> None:
+    def _remove_damaged(self, place: Path, tree: str) -> bool:
+        """False when somebody uses it."""
         try:
-            with contextlib.suppress(FileNotFoundError), locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                remove_tree(str(place))
+            with contextlib.suppress(FileNotFoundError), locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB) as there:
+                if there and not _is_whole(place, tree):  # by now
+                    _discard(place)
         except BlockingIOError:
-            raise Refused(
-                f"A running build uses a stored copy of the buildpack {reference.shown} that was damaged.",
-                "Wait for it.",
-            ) from None
+            return False
+        return True
 
     # -- places and locks
 
@@ -326,7 +332,7 @@ class Store:
         place = self._tree(tree)
         with contextlib.suppress(OSError):
             lock = lock_directory(place, fcntl.LOCK_SH)
-            if is_there(place, lock) and files_digest(place) == tree:
+            if is_there(place, lock) and _is_whole(place, tree):
                 held.callback(os.close, lock)
                 return True
             os.close(lock)
@@ -362,12 +368,28 @@ class Store:
             with contextlib.suppress(OSError), locked(tree, fcntl.LOCK_EX | fcntl.LOCK_NB) as there:
                 # Looked up under the lock: who writes an entry has held its tree since before it had this name.
                 if there and tree.name not in {self._tree(entry.tree).name for entry in self.entries()}:
-                    remove_tree(str(tree))
+                    _discard(tree)
                     removed.append(str(tree))
         for place in sorted(self.root.glob("refs/*")):
             with contextlib.suppress(OSError), locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 place.rmdir()  # ENOTEMPTY for all but those of which nothing could be fetched
         return removed
+
+
+def _is_whole(place: Path, tree: str) -> bool:
+    try:
+        return files_digest(place) == tree
+    except OSError:
+        return False
+
+
+def _discard(place: Path) -> None:
+    """Remove a tree whose lock we hold. Under another name: whoever stores it again would find its own an empty
+    directory, put the new one in its place, and have that removed.
+    """
+    aside = place.with_name(f"{_NEW}{os.urandom(6).hex()}")
+    os.rename(place, aside)
+    remove_tree(str(aside))
 
 
 def _make_readable(top: Path) -> None:

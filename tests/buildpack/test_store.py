@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -16,14 +17,19 @@ import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from threading import Thread
 
 import pytest
+from support.meanwhile import meanwhile
 from support.processes import eventually
 from support.servers import Repository, Server, archive, git_daemon, pack, serving
 from support.sites import Site
 
 from nsbuild.buildpack import Store, parse_reference
+from nsbuild.buildpack import store as store_module
+from nsbuild.buildpack.buildpack import files_digest
 from nsbuild.buildpack.download import Limits
 from nsbuild.buildpack.store import Opened
 from nsbuild.errors import ExitCode, NsbuildError
@@ -457,6 +463,65 @@ def test_what_a_build_uses_is_not_removed(store: Store, server: Server) -> None:
 
 
 # -- in a build
+
+
+def two_archives(tmp_path: Path) -> tuple[str, str]:
+    """Two references to one tree."""
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.tgz").write_bytes(archive(pack()))
+    return str(tmp_path / "one.tgz"), str(tmp_path / "two.tgz")
+
+
+def test_what_is_stored_again_while_it_is_removed_stays(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = two_archives(tmp_path)
+    for number in count():
+        tree = get(store, one).directory
+        with contextlib.ExitStack() as build, monkeypatch.context() as patch:
+
+            def begin(build: contextlib.ExitStack = build) -> None:
+                opening = Thread(target=lambda: build.enter_context(store.open(parse_reference(two))), daemon=True)
+                opening.start()
+                opening.join(0.5)  # it has the tree, or waits until it is gone
+
+            taken = meanwhile(patch, [(os, "rmdir"), (os, "unlink")], number, begin)
+            assert store.remove(one)
+            patch.undo()
+            if len(taken) <= number:
+                break
+            assert eventually(lambda: bool(store.entries()))
+            assert files_digest(tree) == f"sha256:{tree.name.partition('-')[2]}"
+        assert store.remove(two)
+    assert number > 3
+
+
+def test_what_another_build_has_just_mended_is_not_removed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = two_archives(tmp_path)
+    tree = get(store, one).directory
+    for number in count():
+        (tree / "bin/compile").write_text("damaged")
+        with contextlib.ExitStack() as build, monkeypatch.context() as patch:
+
+            def begin(build: contextlib.ExitStack = build) -> None:
+                build.enter_context(store.open(parse_reference(two)))
+
+            taken = meanwhile(patch, [(Store, "_remove_damaged"), (store_module, "locked")], number, begin)
+            get(store, one)
+            if len(taken) <= number:
+                break
+            assert files_digest(tree) == f"sha256:{tree.name.partition('-')[2]}"
+    assert number > 1
+
+
+def test_two_remove_the_same(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = two_archives(tmp_path)
+    get(store, one)
+    taken = meanwhile(monkeypatch, [(store_module, "locked")], 0, lambda: store.remove(one))
+    assert store.remove(one) and taken
+    assert store.entries() == [] and list(store.root.glob("*/*")) == []
 
 
 def test_a_build_fetches_and_records(site: Site, server: Server, tmp_path: Path) -> None:
