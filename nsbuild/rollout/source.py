@@ -129,8 +129,8 @@ def _remember(path: Path, data: bytes, when: int) -> None:
             return
     except FileNotFoundError:
         pass
-    write_atomic(str(path), data, 0o600)
-    os.utime(path, ns=(when, when))
+    # Its time comes with it: set afterwards it might be that of what another build has just kept.
+    write_atomic(str(path), data, 0o600, mtime_ns=when)
 
 
 @dataclass(frozen=True)

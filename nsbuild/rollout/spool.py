@@ -54,9 +54,13 @@ def ingest(directory: Path, take: Callable[[list[Line]], list[bytes]]) -> tuple[
     """
     taken = rejected = 0
     for path in sorted(directory.glob("spool*.jsonl")):
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # taken in, and removed, by somebody else
+        try:
+            if not _is_free(fd):
+                continue
             lines, torn = _read(fd)
             useless = take(lines)
             broken = torn + useless
@@ -67,11 +71,18 @@ def ingest(directory: Path, take: Callable[[list[Line]], list[bytes]]) -> tuple[
             os.ftruncate(fd, 0)
             rejected += len(broken)
             taken += len(lines) - len(useless)
-        except (BlockingIOError, FileNotFoundError):
-            continue
         finally:
             os.close(fd)
     return taken, rejected
+
+
+def _is_free(fd: int) -> bool:
+    """Whether we have the lock now, and it is still there: under its name there may be its writer's next one."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return os.fstat(fd).st_nlink > 0
 
 
 def _locked(path: Path) -> int:

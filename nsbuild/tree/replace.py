@@ -30,11 +30,12 @@ def _fsync(dir_fd: int) -> None:
             raise
 
 
-def write_atomic(path: str, data: bytes, mode: int | None = 0o644) -> None:
+def write_atomic(path: str, data: bytes, mode: int | None = 0o644, *, mtime_ns: int | None = None) -> None:
     """Write `data` to the file `path`, which holds either all of it, durably, or what it held before.
 
-    `mode` is exact: the umask does not apply; None is a new file's, by the umask. A symbolic link at `path` is
-    replaced, not followed. Raises OSError with `path`; nothing is left beside it then.
+    `mode` is exact: the umask does not apply; None is a new file's, by the umask. `mtime_ns` is the time of its last
+    change, None for now. A symbolic link at `path` is replaced, not followed. Raises OSError with `path`; nothing is
+    left beside it then.
     """
     directory, name = os.path.split(path)
     beside = f".nsbuild-{os.urandom(8).hex()}"
@@ -42,7 +43,7 @@ def write_atomic(path: str, data: bytes, mode: int | None = 0o644) -> None:
         dir_fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY)
         try:
             try:
-                _write(dir_fd, beside, data, mode)
+                _write(dir_fd, beside, data, mode, mtime_ns)
                 os.rename(beside, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
             except BaseException:
                 with suppress(FileNotFoundError):
@@ -55,7 +56,7 @@ def write_atomic(path: str, data: bytes, mode: int | None = 0o644) -> None:
         raise os_error(error.errno or errno.EIO, path) from None
 
 
-def _write(dir_fd: int, name: str, data: bytes, mode: int | None) -> None:
+def _write(dir_fd: int, name: str, data: bytes, mode: int | None, mtime_ns: int | None) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     fd = os.open(name, flags, 0o666 if mode is None else 0o600, dir_fd=dir_fd)
     try:
@@ -64,6 +65,8 @@ def _write(dir_fd: int, name: str, data: bytes, mode: int | None) -> None:
             rest = rest[os.write(fd, rest) :]
         if mode is not None:
             os.fchmod(fd, mode)
+        if mtime_ns is not None:
+            os.utime(fd, ns=(mtime_ns, mtime_ns))
         os.fsync(fd)
     finally:
         os.close(fd)

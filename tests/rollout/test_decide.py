@@ -11,14 +11,18 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rollout.files import document, flag, members, share, write
+from support.meanwhile import meanwhile
 
 from nsbuild.errors import UsageError
 from nsbuild.rollout import choose
+from nsbuild.rollout import source as sources
 from nsbuild.rollout.bucket import ALGORITHM, BUCKETS, bucket
 from nsbuild.rollout.decide import Source, attributes_of, check_app, decide
 from nsbuild.rollout.evaluate import evaluator
@@ -214,6 +218,29 @@ def test_a_bad_flags_file_means_the_last_good_one_else_direct(tmp_path: Path, ho
         decision = choose(str(path), "c", {}, state=state)
         assert (decision.path, decision.reason, decision.flags) == ("direct", "trouble", "")
         assert "There are no good flags from before: direct." in decision.problem
+
+
+def test_a_build_that_began_with_older_flags_leaves_no_stale_last_good_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same size as the newer ones, and with their time, they would be taken for them ever after."""
+    flags = tmp_path / "flags.json"
+    write(flags, document(percentage=share(20)))
+    older, when = read_flags_file(str(flags))
+    kept = last_good_file(str(flags), tmp_path)
+    write(flags, document(percentage=share(10)))
+    assert flags.stat().st_size == len(older)
+    for number in count():
+        kept.unlink(missing_ok=True)
+        with monkeypatch.context() as patch:
+            steps = [(sources, "write_atomic"), (os, "rename"), (os, "utime")]
+            taken = meanwhile(patch, steps, number, partial(sources._remember, kept, older, when))
+            read_source(str(flags), tmp_path, datetime.now(UTC))
+        read_source(str(flags), tmp_path, datetime.now(UTC))
+        assert kept.read_bytes() == flags.read_bytes()
+        if len(taken) <= number:
+            break
+    assert number > 1
 
 
 def test_what_expires_does_so_in_every_time_zone(tmp_path: Path) -> None:

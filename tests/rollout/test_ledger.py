@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
+from support.meanwhile import meanwhile
 
 from nsbuild.errors import Refused
 from nsbuild.rollout import spool
@@ -323,3 +325,41 @@ def test_the_state_directory_is_the_named_one_or_the_users(tmp_path: Path, monke
     assert state_directory() == tmp_path / "state/nsbuild/rollout"
     monkeypatch.setenv("NSBUILD_ROLLOUT_STATE", str(tmp_path / "shared"))
     assert state_directory() == tmp_path / "shared" and (tmp_path / "shared").is_dir()
+
+
+def test_two_take_the_spools_in_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in count():
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        for name in ("spool-1-aa", "spool-2-bb", "spool"):
+            line = json.dumps({"table": "outcome", "row": as_row(outcome(number, id=name))})
+            (directory / f"{name}.jsonl").write_text(f"{line}\n")
+        with monkeypatch.context() as patch:
+            taken = meanwhile(patch, [(os, "open"), (fcntl, "flock")], number, Ledger(directory).ingest)
+            Ledger(directory).ingest()
+        assert len(list(Ledger(directory).outcomes())) == 3
+        assert not spool.waiting(directory)
+        if len(taken) <= number:
+            break
+    assert number > 3
+
+
+def test_a_spool_that_is_made_again_while_it_is_taken_in_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "spool-1-aa.jsonl"
+    line = json.dumps({"table": "outcome", "row": as_row(outcome(1))}).encode()
+
+    def written() -> None:
+        """By its writer, that had opened it before another has taken it in, and finds it removed."""
+        spool.ingest(tmp_path, lambda lines: [])
+        fd = spool._locked(own)
+        os.write(fd, line + b"\n")
+        os.close(fd)
+
+    own.touch()
+    taken = meanwhile(monkeypatch, [(spool.fcntl, "flock")], 0, written)  # type: ignore[attr-defined]
+    Ledger(tmp_path).ingest()
+    monkeypatch.undo()
+    assert taken
+    assert len(list(Ledger(tmp_path).outcomes())) == 1
