@@ -67,11 +67,17 @@ class Cache:
 
     def load(self, destination: str, owner: tuple[int, int] | None) -> bool:
         """Copy the cache to an empty directory; False when there is none yet."""
-        with self._turn(fcntl.LOCK_SH):
-            if not self.content.is_dir():
+        with self.reading() as content:
+            if content is None:
                 return False
-            copy_tree(str(self.content), destination, owner=owner, unlock=True)
+            copy_tree(str(content), destination, owner=owner, unlock=True)
             return True
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Path | None]:
+        """What is kept, which nobody replaces or removes meanwhile; None when there is none yet."""
+        with self._turn(fcntl.LOCK_SH):
+            yield self.content if self.content.is_dir() else None
 
     @contextlib.contextmanager
     def replacing(self, source: str) -> Iterator[Callable[[], None]]:

@@ -169,9 +169,9 @@ class BuildCandidate(Candidate):
             name = f"packs/{number}/{os.path.basename(os.path.realpath(reference))}"
             self._packs.append(scratch.copy(reference, name, skip=(".git",)) if own else reference)
         use = CacheUse(app, options.stack, app_layout(options.run_path).name)
-        kept_cache = Cache(caches, use)
-        if kept_cache.content.is_dir():
-            scratch.copy(str(kept_cache.content), f"caches/{use.key}/content")
+        with Cache(caches, use).reading() as content:
+            if content is not None:
+                scratch.copy(str(content), f"caches/{use.key}/content")
         self._options = replace(
             options,
             path="namespace",

@@ -78,9 +78,12 @@ class Store:
     def _remove_left(self) -> list[str]:
         removed = []
         for left in sorted(self.directory.glob(f"{_BESIDE}*")):
-            with contextlib.suppress(BlockingIOError), locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                remove_tree(str(left))
-                removed.append(str(left))
+            # Whoever has unpacked it renames or removes it without the store's lock.
+            gone_or_in_use = contextlib.suppress(FileNotFoundError, BlockingIOError)
+            with gone_or_in_use, locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as there:
+                if there:
+                    remove_tree(str(left))
+                    removed.append(str(left))
         return removed
 
     def _place(self, digest: str) -> Path:

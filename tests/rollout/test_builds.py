@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +15,13 @@ from support.processes import eventually
 from support.refusals import no_user_namespaces
 from support.sites import APPS, BUILDPACKS, Result, Site, snapshot
 
-from nsbuild.build import Record
+from nsbuild.build import BuildOptions, Record
+from nsbuild.build.cache import Cache, CacheUse
 from nsbuild.rollout import Ledger, Outcome
-from nsbuild.rollout.builds import build_decided
+from nsbuild.rollout.builds import BuildCandidate, build_decided
 from nsbuild.rollout.noted import Asked
+from nsbuild.rollout.scratch import Scratch
+from nsbuild.sandbox import app_layout
 
 pytest_plugins = ["support.site_fixtures"]
 
@@ -237,3 +242,30 @@ def test_bad_input_is_one_sentence(platform: Platform, words: tuple[str, ...], s
     result = site.build(site.app(), site.buildpack("echo ran"), *given).refused(2, said)
     assert result.out == b"" and not site.out.exists()
     assert not (platform.state / "ledger.sqlite").exists() or not platform.rows()
+
+
+def test_the_cache_is_copied_for_a_candidate_while_nobody_replaces_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = tmp_path / "caches"
+    options = BuildOptions(app="app", cache_dir=str(caches), output=str(tmp_path / "slug"))
+    kept = Cache(caches, CacheUse("app", options.stack, app_layout(options.run_path).name))
+    kept.content.mkdir(parents=True)
+    (kept.content / "file").touch()
+    (tmp_path / "source").mkdir()
+    tried: list[str] = []
+    copy = Scratch.copy
+
+    def trying(self: Scratch, source: str, name: str, **more: Any) -> str:
+        if name.startswith("caches/"):
+            tried.append(name)
+            with (kept.content.parent / "lock").open() as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return copy(self, source, name, **more)
+
+    monkeypatch.setattr(Scratch, "copy", trying)
+    build: Any = SimpleNamespace(noted=None, options=options, source=tmp_path / "source", buildpacks=[])
+    scratch = Scratch(tmp_path / "scratch")
+    BuildCandidate(build, 60.0, scratch)
+    assert len(tried) == 1 and Path(scratch.path, tried[0], "file").exists()
+    scratch.remove()

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import zstandard
+from support.meanwhile import meanwhile
 from support.processes import ROOT, eventually, in_child
 from support.sites import Site
 from support.stacks import (
@@ -37,7 +38,9 @@ from support.stacks import (
 
 from nsbuild.errors import Refused, UsageError
 from nsbuild.stack import StackRoot, open_stack_root, stored_stack_root
+from nsbuild.stack import store as store_module
 from nsbuild.stack.store import Reference, Store
+from nsbuild.tree import locks
 from nsbuild.user import DEFAULT_UID
 
 pytest_plugins = ["support.site_fixtures"]
@@ -236,6 +239,20 @@ def test_several_at_once_unpack_it_once(tmp_path: Path, cache: Path) -> None:
         found = list(pool.map(lambda _: open_stack_root(str(made.path)), range(4)))
     assert found == [found[0]] * 4
     check(found[0], made)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_what_another_build_has_just_unpacked_is_not_taken_for_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    stored = Store(tmp_path)
+    (stored.directory / "new-1/root").mkdir(parents=True)
+    place = stored.directory / "sha256-1"
+    steps = [(store_module, "locked")] if number == 0 else [(locks.fcntl, "flock")]  # type: ignore[attr-defined]
+    taken = meanwhile(monkeypatch, steps, 1, lambda: os.rename(stored.directory / "new-1", place))
+    assert stored.collect() == []
+    assert len(taken) > 1
+    assert (place / "root").is_dir()
 
 
 def test_what_a_killed_one_has_left_is_removed(tmp_path: Path, cache: Path) -> None:
