@@ -12,6 +12,7 @@ from pathlib import Path
 
 import prctl
 import pytest
+from hypothesis import HealthCheck, settings
 from support.processes import ROOT, children, descriptors, eventually, read
 from support.rooms import WAYS, Room, reason_against
 
@@ -23,6 +24,9 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # How long an example takes says nothing of us, but of what else the host does.
+    settings.register_profile("any-host", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any-host")
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from typing import cast
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.archives import tarred, zipped
 
@@ -65,7 +65,6 @@ def reasons(report: Report) -> dict[str, str]:
     rest=st.binary(max_size=2000),
     name=st.sampled_from(["a", "a.pyc", "a.zip", "a.tar", "a.pth"]),
 )
-@settings(deadline=None)
 def test_any_bytes(head: bytes, rest: bytes, name: str) -> None:
     file = FileAudit(Matcher(needles_for([PLACE])), name, executable=True)
     file.feed(head + rest + PLACE.encode() + b"\0" + rest)
@@ -74,7 +73,6 @@ def test_any_bytes(head: bytes, rest: bytes, name: str) -> None:
 
 
 @given(data=st.data())
-@settings(deadline=None)
 def test_a_program_with_bytes_changed(data: st.DataObject) -> None:
     program = bytearray(Path("/bin/true").read_bytes() + PLACE.encode() + b"\0")
     for _ in range(data.draw(st.integers(1, 20))):
@@ -127,7 +125,6 @@ def test_a_corrupt_archive_of_any_format(tmp_path: Path, name: str) -> None:
 
 
 @given(name=st.sampled_from(sorted(ARCHIVES)), data=st.data())
-@settings(deadline=None)
 def test_an_archive_with_bytes_changed(name: str, data: st.DataObject) -> None:
     damaged = bytearray(ARCHIVES[name])
     for _ in range(data.draw(st.integers(1, 8))):

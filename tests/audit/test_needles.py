@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.archives import tarred, zipped
 
@@ -142,7 +142,6 @@ WRAPPINGS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@settings(deadline=None)
 @given(
     before=st.binary(max_size=3000),
     after=st.binary(max_size=3000),
@@ -163,7 +162,6 @@ def test_a_needle_planted_anywhere_in_anything_is_found(
     assert {one.place for one in findings} == {PLACE}
 
 
-@settings(deadline=None)
 @given(
     before=st.binary(max_size=600),
     after=st.binary(max_size=600),
@@ -203,7 +201,6 @@ def test_what_a_pattern_always_has(pattern: str, literal: bytes) -> None:
     assert literal_of(pattern) == literal
 
 
-@settings(deadline=None)
 @given(
     data=st.data(),
     pattern=st.from_regex(r"[ab/]{0,4}([ab]|[ab][*?+]|[ab]\{0,2\}|\[ab\]|\\\.|\.){1,5}", fullmatch=True),
@@ -214,7 +211,6 @@ def test_whatever_a_pattern_matches_has_it(data: st.DataObject, pattern: str) ->
     assert Matcher([], [pattern]).anywhere(b"x" + text + b"x")
 
 
-@settings(deadline=None)
 @given(
     texts=st.sets(st.binary(min_size=1, max_size=12), min_size=1, max_size=6),
     before=st.binary(max_size=40),
