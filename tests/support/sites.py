@@ -371,7 +371,7 @@ def from_wheels(site: Site) -> tuple[list[str | Path], dict[str, str]]:
         "--pass-env",
         "PIP_RETRIES",
     ]
-    return words, {"PIP_FIND_LINKS": "/wheels", "PIP_RETRIES": "0"}
+    return words, {"PIP_FIND_LINKS": "/wheels", "PIP_RETRIES": "1"}
 
 
 def build_twice(site: Site, name: str) -> App:
