@@ -1,6 +1,6 @@
 """Changing a rollout: the flags file, checked and replaced at once; the kill file; the log of who, when and why.
 
-Beside the flags file FILE are FILE.kill, FILE.log (a line of JSON an edit) and FILE.lock.
+Beside the flags file FILE are FILE.kill, FILE.log (a line of JSON an edit) and, where FILE leads to, FILE.lock.
 """
 
 from __future__ import annotations
@@ -89,6 +89,16 @@ def kill(flags_file: str, why: str) -> None:
     The switch comes first: that the log cannot be written is raised afterwards.
     """
     line = _entry(why, ["kill"])
+    _throw(flags_file, line)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(Refused):  # whoever has it may have been stopped
+            stack.enter_context(_locked(os.path.realpath(flags_file)))
+        if not os.path.lexists(kill_file(flags_file)):
+            _throw(flags_file, line)  # it was taken away by an unkill that had begun before
+        _log(flags_file, line)
+
+
+def _throw(flags_file: str, line: bytes) -> None:
     try:
         fd = os.open(kill_file(flags_file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         with contextlib.suppress(OSError):  # on a full disk the empty file does as well
@@ -99,19 +109,19 @@ def kill(flags_file: str, why: str) -> None:
             f"{kill_file(flags_file)} cannot be made: {error.strerror}.",
             "Set NSBUILD_ROLLOUT_KILL=1 where the builds run.",
         ) from None
-    _log(flags_file, line)
 
 
 def unkill(flags_file: str, why: str) -> None:
     """Let the flags count again. Raises UsageError when they did already, and Refused."""
     line = _entry(why, ["unkill"])
-    if not os.path.lexists(kill_file(flags_file)):
-        raise UsageError(f"There is no {kill_file(flags_file)}.", "The flags count already.")
-    _log(flags_file, line)
-    try:
-        os.unlink(kill_file(flags_file))
-    except OSError as error:
-        raise Refused(f"{kill_file(flags_file)} cannot be removed: {error.strerror}.") from None
+    with _locked(os.path.realpath(flags_file)):
+        if not os.path.lexists(kill_file(flags_file)):
+            raise UsageError(f"There is no {kill_file(flags_file)}.", "The flags count already.")
+        _log(flags_file, line)
+        try:
+            os.unlink(kill_file(flags_file))
+        except OSError as error:
+            raise Refused(f"{kill_file(flags_file)} cannot be removed: {error.strerror}.") from None
 
 
 def log_file(flags_file: str) -> str:
@@ -180,9 +190,9 @@ def _replaced(
 ) -> str:
     """Read, change, check, log, replace: under the lock. `bad`: what is there must be."""
     place = os.path.realpath(flags_file)
-    with _locked(flags_file):
+    with _locked(place):
         data, mode, problem = None, 0o644, None
-        if os.path.lexists(place):
+        if there := os.path.lexists(place):
             mode = stat.S_IMODE(os.stat(place).st_mode)
             try:
                 data, _ = read_flags_file(flags_file)
@@ -198,7 +208,8 @@ def _replaced(
         if len(fresh) > LARGEST:
             raise UsageError(f"{flags_file} would be larger than {LARGEST >> 20} MB.", "Use a percentage.")
         flags = parse_flags(fresh, flags_file, datetime.now(UTC))
-        if data is not None and read_flags_file(flags_file)[0] != data:
+        moved = os.path.realpath(flags_file) != place or os.path.lexists(place) is not there
+        if moved or (data is not None and read_flags_file(flags_file)[0] != data):
             raise Refused(f"{flags_file} was changed by somebody else just now.", "Look at it, and try again.")
         before = "" if data is None else f"sha256:{sha256(data).hexdigest()}"
         _log(flags_file, _entry(why, words, before=before, after=flags.digest))
@@ -211,6 +222,7 @@ def _replaced(
 
 @contextlib.contextmanager
 def _locked(flags_file: str) -> Iterator[None]:
+    """`flags_file` is its real path: one file has one lock, whatever leads to it."""
     path = f"{flags_file}.lock"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

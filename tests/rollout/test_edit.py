@@ -15,6 +15,7 @@ import pytest
 from openfeature.contrib.tools.flagd.core.flagd_core import FlagdCore
 from openfeature.evaluation_context import EvaluationContext
 from rollout.files import document, members, share, write
+from support.meanwhile import meanwhile
 
 from nsbuild.errors import Refused, UsageError
 from nsbuild.rollout import choose, edit
@@ -271,6 +272,86 @@ def test_a_change_by_another_tool_in_between_is_not_overwritten(flags: Path, mon
     with pytest.raises(Refused, match="changed by somebody else"):
         apply(str(flags), Change(namespace=2), WHY)
     assert shares_of(json.loads(flags.read_text())["flags"]["nsbuild-percentage"]) == (7, 0)
+
+
+def test_a_file_that_is_put_there_meanwhile_is_not_overwritten(flags: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edit, "_edit", lambda *_: write(flags, document(percentage=share(7))))
+    with pytest.raises(Refused, match="changed by somebody else"):
+        apply(str(flags), Change(namespace=2), WHY)
+    assert shares_of(json.loads(flags.read_text())["flags"]["nsbuild-percentage"]) == (7, 0)
+
+
+def test_a_link_that_leads_elsewhere_meanwhile_is_not_written_through(flags: Path, tmp_path: Path) -> None:
+    """Nor is the edit said to be in force, which it would not be."""
+    for name in ("one", "two"):
+        apply(str(tmp_path / name), Change(namespace=1), WHY)
+    flags.symlink_to(tmp_path / "one")
+    before = (tmp_path / "one").read_bytes()
+
+    def moved(*_: object) -> None:
+        flags.unlink()
+        flags.symlink_to(tmp_path / "two")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Refused, match="changed by somebody else"):
+        meanwhile(patch, [(edit, "parse_flags")], 0, moved)
+        apply(str(flags), Change(namespace=2), WHY)
+    assert (tmp_path / "one").read_bytes() == before == (tmp_path / "two").read_bytes()
+
+
+def test_edits_by_two_names_of_a_file_wait_for_one_another(flags: Path, tmp_path: Path) -> None:
+    apply(str(flags), Change(namespace=1), WHY)
+    link = tmp_path / "link.json"
+    link.symlink_to(flags)
+    other = threading.Thread(target=lambda: apply(str(link), Change(allow={"other": "namespace"}), WHY))
+
+    def begin() -> None:
+        other.start()
+        other.join(0.5)  # it ends, or waits for us
+
+    with pytest.MonkeyPatch.context() as patch:
+        assert meanwhile(patch, [(edit, "write_atomic")], 0, begin) == []
+        apply(str(flags), Change(namespace=2), WHY)
+        other.join()
+    made = json.loads(flags.read_text())["flags"]
+    assert shares_of(made["nsbuild-percentage"]) == (2, 0)
+    assert lists_of(made["nsbuild-allow"])["namespace"] == ["other"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_a_kill_beside_an_unkill_is_not_lost(flags: Path, number: int) -> None:
+    kill(str(flags), "first")
+    other = threading.Thread(target=lambda: kill(str(flags), "second"))
+    steps = [(edit, "_log"), (os, "unlink")]
+
+    def begin() -> None:
+        other.start()
+        other.join(0.5)  # it ends, or waits for us
+
+    with pytest.MonkeyPatch.context() as patch:
+        taken = meanwhile(patch, steps, number, begin)
+        unkill(str(flags), "mended")
+        other.join()
+    assert len(taken) > number
+    assert [entry["why"] for entry in read_log(str(flags))] == ["first", "mended", "second"]
+    assert choose(str(flags), "shop", {}).reason == "kill"
+
+
+def test_of_two_unkills_the_second_is_told_that_the_flags_count_already(flags: Path) -> None:
+    kill(str(flags), WHY)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UsageError, match="The flags count already"):
+        meanwhile(patch, [(edit, "_locked")], 0, lambda: unkill(str(flags), WHY))
+        unkill(str(flags), WHY)
+    assert [entry["change"] for entry in read_log(str(flags))] == [["kill"], ["unkill"]]
+
+
+def test_the_switch_works_while_an_editor_is_stopped(flags: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edit, "_WAIT", 0.1)
+    with edit._locked(os.path.realpath(flags)):
+        kill(str(flags), WHY)
+        with pytest.raises(Refused, match="Somebody else has been editing"):
+            unkill(str(flags), WHY)
+    assert choose(str(flags), "shop", {}).reason == "kill"
+    assert [entry["change"] for entry in read_log(str(flags))] == [["kill"]]
 
 
 def test_a_directory_that_cannot_be_written_is_said(tmp_path: Path) -> None:
