@@ -61,6 +61,7 @@ class Ledger:
         self._say = say
         self._timeout = timeout
         self._connection: sqlite3.Connection | None = None
+        self._opened: tuple[int, int] | None = None
         self._kept = False
 
     def __enter__(self) -> Ledger:
@@ -201,15 +202,28 @@ class Ledger:
 
     def _once(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         try:
-            if self._connection is None:
-                self._connection = self._open()
-            return work(self._connection)
+            while True:
+                if self._connection is None:
+                    before = self._identity()
+                    self._connection = self._open()
+                    self._opened = before or self._identity()
+                result = work(self._connection)
+                if self._identity() == self._opened:
+                    return result
+                self._close()  # set aside meanwhile, with what we have done: once more, in the new one
         except BaseException:
             self._close()  # rolls back
             raise
         finally:
             if not self._kept:
                 self._close()
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            info = os.stat(self.path)
+        except FileNotFoundError:
+            return None
+        return info.st_dev, info.st_ino
 
     def _open(self) -> sqlite3.Connection:
         # None: BEGIN and COMMIT are ours.

@@ -18,6 +18,7 @@ import pytest
 from support.meanwhile import meanwhile
 
 from nsbuild.errors import Refused
+from nsbuild.rollout import ledger as ledger_module
 from nsbuild.rollout import spool
 from nsbuild.rollout.decision import Decided, Decision, Outcome
 from nsbuild.rollout.ledger import NAME, Ledger, state_directory
@@ -363,3 +364,23 @@ def test_a_spool_that_is_made_again_while_it_is_taken_in_is_not_removed(
     monkeypatch.undo()
     assert taken
     assert len(list(Ledger(tmp_path).outcomes())) == 1
+
+
+def test_a_row_that_is_written_while_the_ledger_is_set_aside_is_in_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Ledger(tmp_path).record(outcome(1))
+
+    def set_aside() -> None:
+        """For a page of another table: what is written meets no damage."""
+        damaged = bytearray((tmp_path / NAME).read_bytes())
+        damaged[4096:8192] = b"\xff" * 4096
+        (tmp_path / NAME).write_bytes(damaged)
+        Ledger(tmp_path)._set_aside()
+
+    taken = meanwhile(monkeypatch, [(ledger_module, "_write")], 0, set_aside)
+    Ledger(tmp_path).record(outcome(1000))
+    monkeypatch.undo()
+    assert taken and len(list(tmp_path.glob("*.corrupt-*Z-????"))) == 1
+    Ledger(tmp_path).record(outcome(1001))
+    assert [row.decision for row in Ledger(tmp_path).outcomes()] == ["d1000", "d1001"]
