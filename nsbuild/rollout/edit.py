@@ -92,7 +92,7 @@ def kill(flags_file: str, why: str) -> None:
     _throw(flags_file, line)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(Refused):  # whoever has it may have been stopped
-            stack.enter_context(_locked(os.path.realpath(flags_file)))
+            stack.enter_context(_locked(flags_file))
         if not os.path.lexists(kill_file(flags_file)):
             _throw(flags_file, line)  # it was taken away by an unkill that had begun before
         _log(flags_file, line)
@@ -114,7 +114,7 @@ def _throw(flags_file: str, line: bytes) -> None:
 def unkill(flags_file: str, why: str) -> None:
     """Let the flags count again. Raises UsageError when they did already, and Refused."""
     line = _entry(why, ["unkill"])
-    with _locked(os.path.realpath(flags_file)):
+    with _locked(flags_file):
         if not os.path.lexists(kill_file(flags_file)):
             raise UsageError(f"There is no {kill_file(flags_file)}.", "The flags count already.")
         _log(flags_file, line)
@@ -222,7 +222,7 @@ def _replaced(
 
 @contextlib.contextmanager
 def _locked(flags_file: str) -> Iterator[None]:
-    """`flags_file` is its real path: one file has one lock, whatever leads to it."""
+    """For an edit the real path: one file has one lock, whatever leads to it. A kill file has its own name's."""
     path = f"{flags_file}.lock"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -344,9 +344,16 @@ def test_of_two_unkills_the_second_is_told_that_the_flags_count_already(flags: P
     assert [entry["change"] for entry in read_log(str(flags))] == [["kill"], ["unkill"]]
 
 
+def test_the_switch_works_where_the_flags_lead_to_what_cannot_be_written(flags: Path) -> None:
+    flags.symlink_to("nowhere/flags.json")
+    kill(str(flags), WHY)
+    unkill(str(flags), WHY)
+    assert not os.path.lexists(f"{flags}.kill") and os.path.lexists(f"{flags}.lock")
+
+
 def test_the_switch_works_while_an_editor_is_stopped(flags: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edit, "_WAIT", 0.1)
-    with edit._locked(os.path.realpath(flags)):
+    with edit._locked(str(flags)):
         kill(str(flags), WHY)
         with pytest.raises(Refused, match="Somebody else has been editing"):
             unkill(str(flags), WHY)
