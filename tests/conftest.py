@@ -40,7 +40,7 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     was_reaper = prctl.get_child_subreaper()
     prctl.set_child_subreaper(1)
     yield
-    gone = eventually(lambda: not _orphans(known), 3)
+    gone = eventually(lambda: not _orphans(known))
     prctl.set_child_subreaper(was_reaper)
     left = {pid: read(f"/proc/{pid}/cmdline") for pid in _orphans(known)}
     for pid in left:

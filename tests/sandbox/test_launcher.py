@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.processes import in_child
+from support.processes import in_child, write
 from support.rooms import ENV, Room, reason_against
 
 import nsbuild
-from nsbuild.sandbox import Launcher, LaunchError, launch
+from nsbuild.sandbox import Launcher, LaunchError, kernel, launch
 
 SOURCE = os.path.dirname(os.path.dirname(nsbuild.__file__))
 
@@ -154,9 +154,11 @@ def test_the_same_workspace_twice_at_once_is_refused(ground: str) -> None:
 
         def use() -> None:
             try:
-                told.append(room.seen(launcher, "sleep 0.3").code)
+                told.append(room.seen(launcher, "while [ ! -e go ]; do sleep 0.02; done").code)
             except LaunchError as error:
                 told.append(error.step)
+                if len(told) == 2:
+                    write(room.host("root/app/go"), "")
 
         threads = [threading.Thread(target=use) for _ in range(3)]
         for thread in threads:
@@ -302,16 +304,18 @@ def test_closing_a_launcher_ends_what_runs(ground: str) -> None:
 
     def action(launcher: Launcher) -> list[str]:
         told: list[str] = []
+        runs = threading.Event()
 
         def use() -> None:
+            argv = ["sh", "-c", "echo runs; exec sleep 1000"]
             try:
-                room.seen(launcher, "sleep 1000")
+                launcher.launch(room.view(), argv, env=ENV, on_output=lambda _: runs.set())
             except LaunchError as error:
                 told.append(error.step)
 
         thread = threading.Thread(target=use)
         thread.start()
-        time.sleep(0.3)
+        runs.wait()
         launcher.close()
         thread.join()
         return told
@@ -323,12 +327,12 @@ def test_an_isolated_launcher_is_cheap_for_a_large_caller(ground: str) -> None:
     """Never a fork of the caller."""
     room = Room(ground, "root-isolated" if os.geteuid() == 0 else "user-isolated")
 
-    def action(launcher: Launcher) -> float:
-        with_much_memory()
-        room.seen(launcher, "true")
-        began = time.monotonic()
-        for _ in range(5):
-            room.seen(launcher, "true")
-        return time.monotonic() - began
+    def forbidden(*_: object) -> int:
+        raise AssertionError("the caller was forked")
 
-    assert room.run(action) < 2
+    def action(launcher: Launcher) -> list[int]:
+        with_much_memory()
+        os.fork = os.forkpty = kernel.clone = forbidden  # type: ignore[assignment]
+        return [room.seen(launcher, "true").code for _ in range(5)]
+
+    assert room.run(action) == [0] * 5

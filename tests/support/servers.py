@@ -7,13 +7,13 @@ import os
 import subprocess
 import tarfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 COMPILE = "#!/bin/bash\necho compiled by {}\n"
 
@@ -186,32 +186,19 @@ class Repository:
 @contextmanager
 def git_daemon(base: Path) -> Iterator[str]:
     """git's own server of everything below a directory: git://"""
-    from support.sites import free_port
+    words = ["git", "daemon", "--inetd", "--export-all", f"--base-path={base}", str(base)]
+    environ = {"PATH": os.environ["PATH"], "HOME": str(base)}
 
-    port = free_port()
-    words = ["git", "daemon", "--export-all", f"--base-path={base}", "--reuseaddr", "--listen=127.0.0.1"]
-    process = subprocess.Popen(
-        [*words, f"--port={port}", str(base)],
-        stderr=subprocess.PIPE,
-        env={"PATH": os.environ["PATH"], "HOME": str(base)},
-    )
-    try:
-        _wait(partial(_connects, port))
-        yield f"git://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.communicate()
+    class Connection(BaseRequestHandler):
+        def handle(self) -> None:
+            call = {"stdin": self.request, "stdout": self.request, "stderr": subprocess.DEVNULL}
+            subprocess.run(words, env=environ, check=False, **call)
 
-
-def _connects(port: int) -> bool:
-    import socket
-
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _wait(condition: Callable[[], bool], timeout: float = 30) -> None:
-    until = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    with ThreadingTCPServer(("127.0.0.1", 0), Connection) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"git://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()

@@ -81,6 +81,17 @@ class Terminal:
                     continue
         os.set_blocking(self.master, True)
 
+    def runs_cat(self) -> None:
+        """Have the shell there run cat, and wait until it has the foreground and answers."""
+        self.type(b"sh -c 'echo u''p; exec cat'\r")
+        self.says(b"up\r\n")
+        self.answers()
+
+    def answers(self) -> None:
+        """Wait until what cat is given comes back, after the echo."""
+        self.type(b"word\r")
+        self.says(b"word\r\nword\r\n")
+
     def says(self, text: bytes, timeout: float = 50) -> None:
         """Wait until it has been shown, and forget everything up to there."""
         self.output.wait_for(text, timeout)

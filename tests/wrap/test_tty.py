@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import termios
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,9 +69,7 @@ def test_a_debugging_shell(desk: Desk) -> None:
     assert b"job control" not in terminal.output.data
     terminal.type(b"pwd; tty; stty size; ls\r")
     terminal.says(b"\n/app\r\n/dev/pts/0\r\n33 111\r\nProcfile\r\n")
-    terminal.type(b"sleep 99\r")
-    terminal.says(b"sleep 99\r\n")
-    time.sleep(0.2)
+    terminal.runs_cat()
     terminal.type(b"\x03")
     terminal.says(b"$ ")
     terminal.type(b"echo status $?\r")
@@ -82,7 +79,7 @@ def test_a_debugging_shell(desk: Desk) -> None:
     terminal.type(b"until stty size | grep -x '44 5[5]'; do sleep 0.05; done; echo made > made\r")
     terminal.says(b"\n44 55\r\n")
     terminal.type(b"exit 7\r")
-    assert process.wait(20) == 7
+    assert process.wait(50) == 7
     assert terminal.modes() == before
     terminal.output.rest()
     assert (desk.app.stat().st_ino, Path(desk.app, "made").read_text()) == (inode, "made\n")
@@ -96,7 +93,7 @@ def test_it_ends_by_a_signal(desk: Desk) -> None:
     terminal.says(b"ready")
     assert terminal.raw()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 128 + signal.SIGTERM
+    assert process.wait(50) == 128 + signal.SIGTERM
     assert terminal.modes() == before
     assert (desk.app / "Procfile").exists()
     terminal.output.rest()
