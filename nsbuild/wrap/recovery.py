@@ -114,13 +114,14 @@ def _wait_for(pid: int, written: float) -> None:
 
 def _began_before(pid: int, moment: float) -> bool:
     """Whether the process is older than the journal's last line: else its number has been used again."""
+    now = time.time()  # before its age: a pause between the two makes it older, which costs a wait and no more
     try:
         with open(f"/proc/{pid}/stat", "rb") as file, open("/proc/uptime", "rb") as clock:  # noqa: PTH123
             began = int(file.read().rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
             age = float(clock.read().split()[0]) - began
     except OSError:
         return False
-    return time.time() - age <= moment + 1.0
+    return now - age <= moment + 1.0
 
 
 class Guardian:
