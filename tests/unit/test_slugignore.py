@@ -136,7 +136,7 @@ done
 DIRECTORIES = ("ab", "ab/b", "b,")
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(glob=st.text("ab.*?[]^-!{},/", min_size=1, max_size=9), anchored=st.booleans())
 @example(glob="[?-.!]", anchored=False)
 def test_it_is_what_bash_finds(tree: Path, glob: str, anchored: bool) -> None:
@@ -146,6 +146,7 @@ def test_it_is_what_bash_finds(tree: Path, glob: str, anchored: bool) -> None:
         & {glob[place : place + size] for place in range(9) for size in (2, 3)}
     )
     assume(glob and not glob.startswith("!") and "." not in re.split("[/{,}]", glob))
+    assume(not re.search(r"\[.*\[\.", glob))  # a collating symbol of POSIX, which Ruby does not know
     below = () if anchored else DIRECTORIES
     found = subprocess.run(["bash", "-c", BASH, "bash", glob, ".", *below], cwd=tree, capture_output=True, check=True)
     assert not found.stderr, found.stderr

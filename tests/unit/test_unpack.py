@@ -325,7 +325,7 @@ def test_the_content_counts_not_the_name(tmp_path: Path) -> None:
     assert (tmp_path / "out/f").read_bytes() == b"x"
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data(), kind=st.sampled_from(["tar", "zip"]))
 def test_damage_is_an_archive_error_or_harmless(tmp_path: Path, data: st.DataObject, kind: str) -> None:
     """Any bytes of an archive changed: no other exception, and nothing beside the directory."""

@@ -74,7 +74,7 @@ def test_what_a_killed_maker_has_started_ends_with_it(tmp_path: Path) -> None:
     assert running(str(mounted)) and str(mounted) not in Path("/proc/self/mountinfo").read_text()
     maker.kill()
     maker.wait(30)
-    assert eventually(lambda: not running(str(mounted)), 10), running(str(mounted))
+    assert eventually(lambda: not running(str(mounted))), running(str(mounted))
 
 
 def running(word: str) -> list[bytes]:

@@ -102,7 +102,7 @@ def test_stdin_and_status(person: Builder) -> None:
     person.pack("read line; echo $line; kill -9 $$")
     words = person.words(*DIRECT)
     process = person.start(*words, stdin=subprocess.PIPE, prepare=no_user_namespaces)
-    assert process.communicate(b"given\n", timeout=20)[0] == b"given\n"
+    assert process.communicate(b"given\n", timeout=50)[0] == b"given\n"
     assert process.returncode == 137
 
 

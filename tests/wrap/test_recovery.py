@@ -154,7 +154,7 @@ def test_a_kill_at_every_step_loses_nothing(site: Site, before: bool, guardian_t
             assert site.intact(), f"not recovered after {steps[number]}: {os.listdir(site.base)}"
         else:
             # Before there is a guardian there is nothing to give back but an empty journal.
-            assert (number == 0 and site.recover() == [] and site.intact()) or eventually(site.intact, 5), (
+            assert (number == 0 and site.recover() == [] and site.intact()) or eventually(site.intact), (
                 f"not given back after {steps[number]}: {os.listdir(site.base)} {site.journals()}"
             )
 
