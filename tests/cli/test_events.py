@@ -58,8 +58,9 @@ def test_every_byte_arrives_also_where_it_is_no_text(site: Site) -> None:
     process = site.start(*site.words(site.app(), pack), "--json")
     assert process.stdout is not None
     out = b""
-    while "é".encode() not in out and b"\\u00e9" not in out and b'"result"' not in out:
-        out += process.stdout.readline()
+    while "é".encode() not in out and b"\\u00e9" not in out and (line := process.stdout.readline()):
+        out += line
+    site.appears("tmp/here")
     (here,) = site.inside("tmp/here")
     Path(here).with_name("go").touch()
     rest, err = process.communicate(timeout=50)
