@@ -479,9 +479,9 @@ def test_what_is_stored_again_while_it_is_removed_stays(
     for number in count():
         tree = get(store, one).directory
         with contextlib.ExitStack() as build, monkeypatch.context() as patch:
+            opening = Thread(target=lambda build=build: build.enter_context(store.open(parse_reference(two))))
 
-            def begin(build: contextlib.ExitStack = build) -> None:
-                opening = Thread(target=lambda: build.enter_context(store.open(parse_reference(two))), daemon=True)
+            def begin(opening: Thread = opening) -> None:
                 opening.start()
                 opening.join(0.5)  # it has the tree, or waits until it is gone
 
@@ -490,7 +490,8 @@ def test_what_is_stored_again_while_it_is_removed_stays(
             patch.undo()
             if len(taken) <= number:
                 break
-            assert eventually(lambda: bool(store.entries()))
+            opening.join()
+            assert store.entries()
             assert files_digest(tree) == f"sha256:{tree.name.partition('-')[2]}"
         assert store.remove(two)
     assert number > 3
