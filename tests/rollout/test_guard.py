@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.fleets import BAD, REFUSED, Fleet
+from support.meanwhile import meanwhile
 
 from nsbuild.cli import main
 from nsbuild.errors import Refused
@@ -311,21 +312,8 @@ def test_a_check_in_the_middle_of_a_check_ends_as_one(
         os.unlink(kill_file(flags))
         spoilt(ledger)
         events = ["halted", "resumed"]
-    taken: list[str] = []
-
-    def between(place: object, name: str) -> None:
-        real = getattr(place, name)
-
-        def meanwhile(*words: object) -> object:
-            taken.append(name)
-            if len(taken) == step + 1:
-                check(Ledger(tmp_path), flags)
-            return real(*words)
-
-        monkeypatch.setattr(place, name, meanwhile)
-
-    for place, name in ((Ledger, "marks"), (Ledger, "mark"), (checking, "killed"), (checking, "write_atomic")):
-        between(place, name)
+    steps = [(Ledger, "marks"), (Ledger, "mark"), (checking, "killed"), (checking, "write_atomic")]
+    taken = meanwhile(monkeypatch, steps, step, lambda: check(Ledger(tmp_path), flags))
     check(ledger, flags)
     monkeypatch.undo()
     assert len(taken) > step
